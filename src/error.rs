@@ -1,0 +1,215 @@
+//! What can go wrong: [`BuildError`] when a layer is built, [`AuthError`] when a request needs a token.
+//!
+//! Neither contains a secret or a token, in any form of printing.
+//!
+//! The layer's own failures come as a [`tower::BoxError`], as those of tower's layers do:
+//!
+//! ```
+//! use apsis_auth::AuthError;
+//!
+//! fn retry_after(error: &tower::BoxError) -> Option<std::time::Duration> {
+//!     let at = error.downcast_ref::<AuthError>()?.retry_at()?;
+//!     Some(at.saturating_duration_since(std::time::Instant::now()))
+//! }
+//! # assert!(retry_after(&"another error".into()).is_none());
+//! ```
+
+use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+/// Why a request could not be given a token.
+///
+/// It is shared by all requests that waited for the same token request.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthError {
+    /// The token endpoint gave an answer that asking again does not change: 400, 401, 403 and their like.
+    ///
+    /// Check the client ID and secret, that the API key still exists, and the region. The endpoint is asked again at
+    /// `retry_at`, in case the key was mended.
+    #[error(
+        "the token endpoint refused the client credentials with {status}{}; check the client ID and secret, that the \
+         API key still exists, and the region",
+        in_parentheses(code.as_deref())
+    )]
+    #[non_exhaustive]
+    Refused {
+        /// What it answered.
+        status: StatusCode,
+        /// The OAuth `error` code of the answer (RFC 6749 §5.2), if it had one: at most 64 letters, digits, `_`, `-`
+        /// and `.`.
+        code: Option<Arc<str>>,
+        /// When it may be asked again.
+        retry_at: RetryAt,
+    },
+    /// The token endpoint answered 429: the account's token requests are used up for now.
+    ///
+    /// Other integrations of the same account count too.
+    #[error("the token endpoint is over its rate limit (429); it is asked again when its wait is over")]
+    #[non_exhaustive]
+    RateLimited {
+        /// When it may be asked again.
+        retry_at: RetryAt,
+    },
+    /// The token endpoint could not be reached, did not answer in time, or answered something other than a token.
+    #[error("no token could be had from the token endpoint")]
+    #[non_exhaustive]
+    Unavailable {
+        /// What happened at the last attempt.
+        #[source]
+        cause: Arc<dyn Error + Send + Sync>,
+        /// When it may be asked again.
+        retry_at: RetryAt,
+    },
+    /// This process has used up its own budget of token requests per minute.
+    #[error("the budget of token requests is used up; there is room again when its oldest is a minute old")]
+    #[non_exhaustive]
+    OutOfBudget {
+        /// When there is room for one.
+        retry_at: RetryAt,
+    },
+    /// The token endpoint returned the very token that was to be replaced.
+    #[error("the token endpoint returned the same token again")]
+    SameToken,
+    /// Renewals of late brought tokens that the API rejected too, so for now a rejection starts none.
+    #[error("the API rejected the tokens of recent renewals too; the next renewal has to wait")]
+    #[non_exhaustive]
+    CoolingDown {
+        /// When a rejection may start a renewal again.
+        retry_at: RetryAt,
+    },
+    /// The request waited for a token as long as it may. The token request goes on.
+    #[error("waited {after:?} for a token")]
+    #[non_exhaustive]
+    TimedOut {
+        /// How long it waited.
+        after: Duration,
+    },
+    /// The token request ended without an answer: its runtime was shut down, or the transport panicked.
+    #[error("the token request was interrupted; the next request makes another one")]
+    Interrupted,
+    /// There was no token at hand and no tokio runtime to get one with.
+    #[error("a token request needs a tokio runtime; call the service inside one")]
+    NoRuntime,
+    /// The request has so many header fields that `authorization` does not fit.
+    #[error("the request has too many header fields to add `authorization`")]
+    TooManyHeaders,
+}
+
+/// A moment at which the token endpoint may be asked again; read it with [`AuthError::retry_at`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryAt(pub(crate) Instant);
+
+impl AuthError {
+    /// Whether the same request may succeed later without anybody changing a setting.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::Refused { .. } | Self::NoRuntime | Self::TooManyHeaders)
+    }
+
+    /// When the token endpoint may be asked again. Until then a request that needs a token fails at once.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<std::time::Instant> {
+        match self {
+            Self::Refused { retry_at, .. }
+            | Self::RateLimited { retry_at }
+            | Self::Unavailable { retry_at, .. }
+            | Self::OutOfBudget { retry_at }
+            | Self::CoolingDown { retry_at } => Some(retry_at.0.into_std()),
+            _ => None,
+        }
+    }
+}
+
+fn in_parentheses(code: Option<&str>) -> String {
+    code.map(|code| format!(" ({code})")).unwrap_or_default()
+}
+
+/// Why a layer, credentials or a transport could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Neither the variable nor its `_FILE` twin is set.
+    #[error("{variable} is not set; set it, or {variable}_FILE to the path of a file with the value")]
+    #[non_exhaustive]
+    MissingVariable {
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// `APSIS_REGION` is not set. There is no default: a silent EU would fail an account in APAC.
+    #[error("APSIS_REGION is not set; set it to `eu` or `apac`")]
+    MissingRegion,
+    /// Both the variable and its `_FILE` twin are set, and nothing says which one is meant.
+    #[error("both {variable} and {variable}_FILE are set; unset one of them")]
+    #[non_exhaustive]
+    ValueAndFile {
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// The variable is not valid UTF-8.
+    #[error("{variable} is not valid UTF-8")]
+    #[non_exhaustive]
+    NotUnicode {
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// The file that the variable names cannot be read as text.
+    #[error("the file {} that {variable} names cannot be read", path.display())]
+    #[non_exhaustive]
+    UnreadableFile {
+        /// The environment variable.
+        variable: String,
+        /// The file it names.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The client ID is empty or blank.
+    #[error("the client ID is empty")]
+    EmptyClientId,
+    /// The client secret is empty or blank.
+    #[error("the client secret is empty")]
+    EmptyClientSecret,
+    /// The region has no such name.
+    #[error("there is no region {name:?}; the regions are `eu` and `apac`")]
+    #[non_exhaustive]
+    UnknownRegion {
+        /// What was given.
+        name: String,
+    },
+    /// The base URL cannot be used.
+    #[error("the base URL {url:?} cannot be used: {problem}")]
+    #[non_exhaustive]
+    BaseUrl {
+        /// What was given, without any user information.
+        url: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A budget of no token requests: no token could ever be had.
+    #[error("the budget of token requests per minute is zero")]
+    ZeroBudget,
+    /// A limit on time is zero, or longer than an hour.
+    #[error("{setting} is {value:?}; it must be more than zero and at most an hour")]
+    #[non_exhaustive]
+    InvalidDuration {
+        /// The builder's method.
+        setting: &'static str,
+        /// What it was given.
+        value: Duration,
+    },
+    /// There is no transport for token requests: the feature `client` is off and none was given.
+    #[error("no transport for token requests; give one to the builder, or turn on the feature `client`")]
+    NoTransport,
+    /// No root certificate could be had, so no HTTPS server can be trusted.
+    #[error("no root certificate to trust APSIS One by; install the system's (often a package `ca-certificates`)")]
+    #[non_exhaustive]
+    RootCertificates {
+        /// What went wrong, if something did.
+        #[source]
+        cause: Option<Box<dyn Error + Send + Sync>>,
+    },
+}

@@ -1,0 +1,156 @@
+//! Which requests are in scope: those to the origin (scheme, host, port; RFC 9110 §4.3.1) the token is meant for.
+
+use http::{
+    HeaderMap, Method, Request, Uri, header,
+    uri::{Authority, Scheme},
+};
+
+use crate::{Region, error::BuildError};
+
+/// Where APSIS One is: a [`Region`], or the URL of a gateway or an emulator in front of it.
+///
+/// It is checked when the layer is built: an absolute `https` URL (plain `http` to a loopback address only) without
+/// user information, query or fragment. A path is kept: the token request goes to `{base}/oauth/token`. Tokens go to
+/// the URL's origin, whatever the path.
+///
+/// ```
+/// use apsis_auth::{BaseUrl, Region};
+///
+/// let eu = BaseUrl::from(Region::Eu);
+/// let emulator = BaseUrl::from("http://127.0.0.1:8080");
+/// # let _ = (eu, emulator);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrl(String);
+
+impl BaseUrl {
+    /// The origin and the URL of the token endpoint, or what is wrong with the base.
+    pub(crate) fn resolve(&self) -> Result<(Origin, Uri), BuildError> {
+        let wrong = |problem| BuildError::BaseUrl { url: self.printable(), problem };
+        if self.0.contains('#') {
+            return Err(wrong("it has a fragment"));
+        }
+        let uri: Uri = self.0.parse().map_err(|_| wrong("it is not a URL"))?;
+        let (Some(scheme), Some(authority)) = (uri.scheme().cloned(), uri.authority()) else {
+            return Err(wrong("it is not absolute: it needs a scheme and a host"));
+        };
+        if uri.query().is_some() {
+            return Err(wrong("it has a query"));
+        }
+        if authority.as_str().contains('@') {
+            return Err(wrong("it has user information"));
+        }
+        let Some(default_port) = default_port(&scheme) else {
+            return Err(wrong("its scheme is neither https nor http"));
+        };
+        let host = authority.host().to_owned();
+        if host.is_empty() {
+            return Err(wrong("it has no host"));
+        }
+        if scheme == Scheme::HTTP && !is_loopback(&host) {
+            return Err(wrong("plain http would show the secret and the tokens to the network; use https"));
+        }
+        let port = port(authority, default_port).ok_or_else(|| wrong("its port is not a number up to 65535"))?;
+        let endpoint = format!("{}/oauth/token", self.0.trim_end_matches('/'));
+        let endpoint = endpoint.parse().map_err(|_| wrong("it is not a URL"))?;
+        Ok((Origin { scheme, host, port, default_port }, endpoint))
+    }
+
+    /// The text for an error: whatever stands before an `@` may be a password.
+    fn printable(&self) -> String {
+        match self.0.rsplit_once('@') {
+            Some((_, host)) => format!("…@{host}"),
+            None => self.0.clone(),
+        }
+    }
+}
+
+impl From<Region> for BaseUrl {
+    fn from(region: Region) -> Self {
+        Self(region.base_url().to_owned())
+    }
+}
+
+impl From<&str> for BaseUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl From<String> for BaseUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl From<Uri> for BaseUrl {
+    fn from(url: Uri) -> Self {
+        Self(url.to_string())
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+    default_port: u16,
+}
+
+impl Origin {
+    pub(crate) fn is_https(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
+    /// Whether `request` goes to this origin, so that it may carry the token.
+    pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
+        // CONNECT asks a proxy for a tunnel: its target is not the one that reads the headers (RFC 9110 §9.3.6).
+        if request.method() == Method::CONNECT {
+            return false;
+        }
+        match (request.uri().scheme(), request.uri().authority()) {
+            (Some(scheme), Some(authority)) => *scheme == self.scheme && self.names(authority),
+            (None, None) => self.is_the_host(request.headers()),
+            _ => false,
+        }
+    }
+
+    /// A request in origin form goes wherever the client underneath is connected; a `Host` field says if that is
+    /// somebody else.
+    fn is_the_host(&self, headers: &HeaderMap) -> bool {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let Some(host) = hosts.next() else { return true };
+        let host = Authority::try_from(host.as_bytes());
+        hosts.next().is_none() && host.is_ok_and(|authority| self.names(&authority))
+    }
+
+    fn names(&self, authority: &Authority) -> bool {
+        authority.host().eq_ignore_ascii_case(&self.host) && port(authority, self.default_port) == Some(self.port)
+    }
+}
+
+/// The port with the default filled in, or `None` where what stands there is no port.
+fn port(authority: &Authority, default_port: u16) -> Option<u16> {
+    let text = authority.as_str();
+    let host_and_port = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    match host_and_port.strip_prefix(authority.host())? {
+        "" | ":" => Some(default_port),
+        port => port.strip_prefix(':')?.parse().ok(),
+    }
+}
+
+fn default_port(scheme: &Scheme) -> Option<u16> {
+    if *scheme == Scheme::HTTPS {
+        Some(443)
+    } else if *scheme == Scheme::HTTP {
+        Some(80)
+    } else {
+        None
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
