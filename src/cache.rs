@@ -1,0 +1,462 @@
+//! The token of one account: read without a lock, renewed by one flight at a time, grounded after failures.
+//!
+//! This is the only file that locks. The lock is held for bookkeeping alone, never over an await.
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use crate::{
+    AuthError, Rejection, backoff,
+    budget::Budget,
+    clock::Clock,
+    endpoint::{Failure, FailureKind, TokenEndpoint},
+    error::RetryAt,
+    flight::{Flight, FlightError, Reason},
+    ladder::{Evidence, Ladders},
+    token::{IssuedToken, Token},
+};
+
+/// What a flight may take beyond its limit before it is taken for lost.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How a flight ended, for all who waited for it.
+pub(crate) type Outcome = Result<Arc<Token>, AuthError>;
+
+pub(crate) struct TokenCache {
+    current: ArcSwapOption<Token>,
+    evidence: Evidence,
+    state: Mutex<State>,
+    pub(crate) source: TokenEndpoint,
+    pub(crate) clock: Clock,
+    pub(crate) limits: Limits,
+}
+
+/// Limits on time; how many token requests there may be is the budget's.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Of a request, for a token.
+    pub(crate) max_wait: Duration,
+    /// Of one attempt, from connect to the last byte.
+    pub(crate) attempt: Duration,
+    /// Of a flight, its attempts and pauses included.
+    pub(crate) flight: Duration,
+}
+
+struct State {
+    flight: Option<CurrentFlight>,
+    flights_begun: u64,
+    grounded: Option<Grounding>,
+    failures: Failures,
+    budget: Budget,
+    ladders: Ladders,
+}
+
+struct CurrentFlight {
+    number: u64,
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// A flight keeps its own time limit, unless its runtime is not driven. Past this it does not count any more.
+    ends_by: Instant,
+}
+
+/// No flight before a given moment, and why.
+#[derive(Clone)]
+pub(crate) struct Grounding {
+    pub(crate) until: Instant,
+    pub(crate) error: AuthError,
+}
+
+/// Failed flights in a row, by what failed them.
+#[derive(Default)]
+struct Failures {
+    transient: u32,
+    rate_limited: u32,
+    terminal: u32,
+}
+
+/// What is stamped on a request.
+pub(crate) struct Stamp {
+    pub(crate) header: HeaderValue,
+    pub(crate) generation: u64,
+}
+
+/// What a waiter is after.
+#[derive(Clone, Copy)]
+enum Want {
+    /// Any good token.
+    Good,
+    /// A token newer than this generation, which was rejected.
+    Newer(u64, Rejection),
+    /// Whatever the next flight brings.
+    Forced,
+}
+
+/// What there is for a waiter.
+enum Found {
+    Token(Arc<Token>),
+    Flight(watch::Receiver<Option<Outcome>>),
+    Grounded(Grounding),
+}
+
+impl TokenCache {
+    pub(crate) fn new(source: TokenEndpoint, clock: Clock, limits: Limits, budget: NonZeroU32) -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            evidence: Evidence::default(),
+            state: Mutex::new(State {
+                flight: None,
+                flights_begun: 0,
+                grounded: None,
+                failures: Failures::default(),
+                budget: Budget::new(budget),
+                ladders: Ladders::default(),
+            }),
+            source,
+            clock,
+            limits,
+        }
+    }
+
+    /// The token at hand, if it is good. The way of every request: no lock, no allocation, one reading of a clock.
+    pub(crate) fn stamp(self: &Arc<Self>) -> Option<Stamp> {
+        let current = self.current.load();
+        let token = current.as_ref()?;
+        let now = Instant::now();
+        if token.needs_no_look(now) || self.look(token, now) {
+            Some(Stamp { header: token.header().clone(), generation: token.generation() })
+        } else {
+            None
+        }
+    }
+
+    /// Whether the token is good by both clocks. Starts a refresh that is due, without waiting for it.
+    #[cold]
+    fn look(self: &Arc<Self>, token: &Token, now: Instant) -> bool {
+        let now = self.clock.at(now);
+        if token.is_expired(now) {
+            return false;
+        }
+        token.look_again(now);
+        if token.is_due(now) && token.is_worth_a_refresh() {
+            self.refresh();
+        }
+        true
+    }
+
+    fn good_token(self: &Arc<Self>) -> Option<Arc<Token>> {
+        let token = self.current.load_full()?;
+        let now = Instant::now();
+        (token.needs_no_look(now) || self.look(&token, now)).then_some(token)
+    }
+
+    /// A good token: the one at hand, or what a flight brings.
+    ///
+    /// Waits at most as long as the limits say. Dropping the future changes nothing for anybody else.
+    pub(crate) async fn get(self: Arc<Self>) -> Outcome {
+        match self.good_token() {
+            Some(token) => Ok(token),
+            None => self.wait(Want::Good).await,
+        }
+    }
+
+    /// A token from a flight of its own or the one under way, whatever is at hand and however grounded.
+    pub(crate) async fn force(self: Arc<Self>) -> Outcome {
+        self.wait(Want::Forced).await
+    }
+
+    /// Replaces the token of this generation, which the API rejected, unless that was done already.
+    pub(crate) async fn renew(self: Arc<Self>, generation: u64, kind: Rejection) -> Result<(), AuthError> {
+        self.rejected(generation, kind);
+        let token = self.wait(Want::Newer(generation, kind)).await?;
+        // A flight of another reason may have brought it; the replay puts it to the test all the same.
+        self.lock().ladders.of(kind).try_out(token.generation());
+        Ok(())
+    }
+
+    /// The same for the requests to come, when this one cannot be replayed: starts a flight and does not wait.
+    pub(crate) fn renew_in_background(self: &Arc<Self>, generation: u64, kind: Rejection) {
+        self.rejected(generation, kind);
+        if let Err(error) = self.find_or_fly(Want::Newer(generation, kind)) {
+            tracing::debug!(generation, %error, "no renewal");
+        }
+    }
+
+    fn refresh(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let now = Instant::now();
+        let mut state = self.lock();
+        if !state.is_flying(now) && !state.is_grounded(now) && state.ground_without_budget(now).is_none() {
+            self.fly(state, &runtime, Reason::Due);
+        }
+    }
+
+    /// Takes note that the API accepted a request stamped with this generation.
+    pub(crate) fn accepted(&self, generation: u64) {
+        self.evidence.accepted(generation);
+    }
+
+    /// Takes note of a replay that was not rejected: the renewal helped.
+    pub(crate) fn replay_accepted(&self, generation: u64, kind: Rejection) {
+        self.lock().ladders.of(kind).did_help(generation);
+        tracing::debug!(generation, "replay accepted");
+    }
+
+    /// Takes note of a rejected request: of evidence, and of a renewal that did not help.
+    ///
+    /// `kind` is how the request was rejected first, if it is a replay: that ladder started the renewal.
+    pub(crate) fn rejected(&self, generation: u64, kind: Rejection) {
+        tracing::debug!(generation, ?kind, "token rejected");
+        let now = Instant::now();
+        let in_a_row = self.evidence.rejected(generation);
+        let mut state = self.lock();
+        let ladder = state.ladders.of(kind);
+        if ladder.rejected(generation, now) {
+            tracing::warn!(generation, ?kind, "the renewed token was rejected too");
+            self.evidence.begin(generation);
+        } else {
+            ladder.weigh(in_a_row);
+        }
+    }
+
+    async fn wait(self: &Arc<Self>, want: Want) -> Outcome {
+        // Timers need a runtime just as the flight does, and panic without one.
+        Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
+        let give_up_at = Instant::now() + self.limits.max_wait;
+        loop {
+            match self.find_or_fly(want)? {
+                Found::Token(token) => return Ok(token),
+                Found::Grounded(grounding) if grounding.outlasts(give_up_at) => return Err(grounding.error),
+                Found::Grounded(grounding) => sleep_until(grounding.until).await,
+                Found::Flight(mut outcome) => {
+                    let landed = timeout_at(give_up_at, outcome.wait_for(Option::is_some)).await;
+                    let after = self.limits.max_wait;
+                    let landed = landed.map_err(|_| AuthError::TimedOut { after })?;
+                    let outcome = landed.ok().and_then(|outcome| outcome.clone());
+                    return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
+                }
+            }
+        }
+    }
+
+    fn find_or_fly(self: &Arc<Self>, want: Want) -> Result<Found, AuthError> {
+        let runtime = Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
+        let now = Instant::now();
+        // A token is published and its flight ended under this lock: who finds neither may start a flight.
+        let mut state = self.lock();
+        if let Some(token) = self.at_hand(want) {
+            return Ok(Found::Token(token));
+        }
+        if let Some(flight) = state.flight.as_ref().filter(|flight| now < flight.ends_by) {
+            return Ok(Found::Flight(flight.outcome.clone()));
+        }
+        if let Want::Newer(_, kind) = want
+            && let Some(until) = state.ladders.of(kind).cooling_at(now)
+        {
+            return Err(AuthError::CoolingDown { retry_at: RetryAt(until) });
+        }
+        let grounded = state.grounded.clone().filter(|grounding| now < grounding.until);
+        if let Some(grounding) = grounded.filter(|_| !matches!(want, Want::Forced)) {
+            return Ok(Found::Grounded(grounding));
+        }
+        if let Some(grounding) = state.ground_without_budget(now) {
+            return Ok(Found::Grounded(grounding));
+        }
+        let reason = match want {
+            Want::Good => Reason::Cold,
+            Want::Newer(_, kind) => Reason::Rejected(kind),
+            Want::Forced => Reason::Forced,
+        };
+        Ok(Found::Flight(self.fly(state, &runtime, reason)))
+    }
+
+    fn at_hand(&self, want: Want) -> Option<Arc<Token>> {
+        let token = self.current.load_full()?;
+        let serves = match want {
+            Want::Good => !token.is_expired(self.clock.now()),
+            Want::Newer(rejected, _) => token.generation() > rejected,
+            Want::Forced => false,
+        };
+        serves.then_some(token)
+    }
+
+    /// Starts a flight as a task of its own, so that no caller's cancellation reaches it.
+    fn fly(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        runtime: &Handle,
+        reason: Reason,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let ends_by = Instant::now() + self.limits.flight;
+        state.flights_begun += 1;
+        let number = state.flights_begun;
+        let (flight, outcome) = Flight::start(self, number, reason, ends_by);
+        state.flight = Some(CurrentFlight { number, outcome: outcome.clone(), ends_by: ends_by + GRACE });
+        // A runtime that is shutting down drops the flight at once, and a dropped flight lands.
+        drop(state);
+        runtime.spawn(flight);
+        outcome
+    }
+
+    /// Counts an attempt of the flight. Without room in the budget, or for a flight that does not count any more, there
+    /// is none.
+    pub(crate) fn take_attempt(&self, number: u64) -> bool {
+        let mut state = self.lock();
+        let counts = state.flight.as_ref().is_some_and(|flight| flight.number == number);
+        counts && state.budget.take(Instant::now()).is_ok()
+    }
+
+    /// When there is room for another attempt.
+    pub(crate) fn room_at(&self) -> Option<Instant> {
+        self.lock().budget.free_at(Instant::now())
+    }
+
+    /// Publishes the token, remembers a failure, and ends the flight; all under one lock.
+    pub(crate) fn land(&self, number: u64, reason: Reason, result: Result<IssuedToken, FlightError>) -> Outcome {
+        let mut state = self.lock();
+        if state.flight.take_if(|flight| flight.number == number).is_none() {
+            // Another flight has taken over while this one's runtime stood still.
+            return Err(AuthError::Interrupted);
+        }
+        match result {
+            Ok(issued) => Ok(self.publish(&mut state, reason, issued)),
+            Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
+            Err(FlightError::Failed(failure)) => Err(self.ground(&mut state, failure)),
+        }
+    }
+
+    fn publish(&self, state: &mut State, reason: Reason, issued: IssuedToken) -> Arc<Token> {
+        state.grounded = None;
+        state.failures = Failures::default();
+        let before = self.current.load();
+        let unchanged = before.as_ref().filter(|token| token.header() == issued.header);
+        let (generation, unchanged_refreshes) = match unchanged {
+            // What was rejected once is no newer for being sent again: the generation stays. Only its end is news.
+            Some(token) => (token.generation(), token.unchanged_refreshes() + u32::from(reason == Reason::Due)),
+            None => (before.as_ref().map_or(0, |token| token.generation()) + 1, 0),
+        };
+        let token = Arc::new(Token::new(issued, generation, unchanged_refreshes, self.clock.draw()));
+        let lifetime = token.lifetime().as_secs();
+        match (unchanged.is_some(), reason) {
+            (false, _) => {
+                self.evidence.begin(generation);
+                if let Reason::Rejected(kind) = reason {
+                    state.ladders.of(kind).try_out(generation);
+                }
+                tracing::info!(generation, lifetime, "new access token");
+            }
+            (true, Reason::Rejected(kind)) => {
+                state.ladders.of(kind).did_not_help(Instant::now());
+                tracing::warn!(generation, lifetime, "the token endpoint returned the rejected token again");
+            }
+            (true, _) => tracing::debug!(generation, lifetime, "the same access token again"),
+        }
+        self.current.store(Some(Arc::clone(&token)));
+        token
+    }
+
+    fn ground(&self, state: &mut State, failure: Failure) -> AuthError {
+        let now = Instant::now();
+        let failures = &mut state.failures;
+        let wait = match &failure.kind {
+            FailureKind::Transient(_) => {
+                failures.transient += 1;
+                backoff::after_transient(failures.transient).max(failure.retry_after.unwrap_or_default())
+            }
+            FailureKind::RateLimited => {
+                failures.rate_limited += 1;
+                backoff::after_rate_limit(failures.rate_limited, failure.retry_after, self.clock.draw())
+            }
+            FailureKind::Terminal { .. } => {
+                failures.terminal += 1;
+                backoff::after_terminal(failures.terminal)
+            }
+        };
+        let until = state.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
+        let retry_at = RetryAt(until);
+        let error = match failure.kind {
+            FailureKind::Transient(fault) => AuthError::Unavailable { cause: Arc::new(fault), retry_at },
+            FailureKind::RateLimited => AuthError::RateLimited { retry_at },
+            FailureKind::Terminal { status, code } => AuthError::Refused { status, code, retry_at },
+        };
+        state.ground(Grounding { until, error: error.clone() }, now);
+        error
+    }
+
+    pub(crate) fn current(&self) -> Option<Arc<Token>> {
+        self.current.load_full()
+    }
+
+    /// What a snapshot says besides the token: whether a flight is under way, the grounding, and the attempts left.
+    pub(crate) fn condition(&self) -> (bool, Option<Grounding>, u32) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let grounded = state.grounded.clone().filter(|grounding| now < grounding.until);
+        (state.is_flying(now), grounded, state.budget.left_at(now))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock leaves the state half-changed if it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Want {
+    fn accept(self, token: Arc<Token>) -> Outcome {
+        match self {
+            Self::Newer(rejected, _) if token.generation() <= rejected => Err(AuthError::SameToken),
+            _ => Ok(token),
+        }
+    }
+}
+
+impl Grounding {
+    /// Whether waiting for its end is of no use to a waiter who gives up at that moment. A terminal answer is not worth
+    /// waiting for: somebody has to mend the key.
+    fn outlasts(&self, give_up_at: Instant) -> bool {
+        self.until > give_up_at || !self.error.is_retryable()
+    }
+}
+
+impl State {
+    fn is_flying(&self, now: Instant) -> bool {
+        self.flight.as_ref().is_some_and(|flight| now < flight.ends_by)
+    }
+
+    fn is_grounded(&self, now: Instant) -> bool {
+        self.grounded.as_ref().is_some_and(|grounding| now < grounding.until)
+    }
+
+    /// Grounds the cache if the budget has no room.
+    fn ground_without_budget(&mut self, now: Instant) -> Option<Grounding> {
+        let until = self.budget.free_at(now)?;
+        let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
+        // One that lasts longer has a better reason.
+        if self.grounded.as_ref().is_none_or(|grounded| grounded.until < until) {
+            self.ground(grounding.clone(), now);
+        }
+        Some(grounding)
+    }
+
+    fn ground(&mut self, grounding: Grounding, now: Instant) {
+        let seconds = (grounding.until - now).as_secs_f64();
+        tracing::warn!(seconds, error = %grounding.error, "grounded");
+        self.grounded = Some(grounding);
+    }
+}
+
+impl fmt::Debug for TokenCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenCache").field("current", &self.current()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,119 @@
+//! The default HTTPS transport of token requests.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use tower::{BoxError, Service};
+
+use crate::BuildError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The transport that token requests take unless the builder is given another one: HTTP/1.1 over hyper and rustls.
+///
+/// Servers are trusted by the platform's root certificates (on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name others)
+/// and those that are added. It takes 5 seconds to connect at most, follows no redirect, and keeps no connection: token
+/// requests are a day apart, and a connection would belong to one runtime.
+///
+/// To trust one more certificate, of a gateway or of the emulator:
+///
+/// ```no_run
+/// use apsis_auth::{ApsisAuthLayer, ClientCredentials, HttpsTransport};
+///
+/// # fn build(credentials: ClientCredentials) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let transport = HttpsTransport::trusting(&std::fs::read("gateway.pem")?)?;
+/// let auth = ApsisAuthLayer::builder(credentials, "https://apsis.example").transport(transport).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct HttpsTransport(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+impl HttpsTransport {
+    /// A transport that trusts the platform's root certificates. Reads them anew.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::RootCertificates`] if there are none.
+    pub fn new() -> Result<Self, BuildError> {
+        Self::trusting(&[])
+    }
+
+    /// A transport that trusts these certificates (PEM, one or more) beside the platform's.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::RootCertificates`] if a certificate cannot be read, or if there are none at all.
+    pub fn trusting(pem: &[u8]) -> Result<Self, BuildError> {
+        let wrong = |cause: BoxError| BuildError::RootCertificates { cause: Some(cause) };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| wrong(error.into()))?;
+            roots.add(certificate).map_err(|error| wrong(error.into()))?;
+        }
+        let mut platform = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(platform.certs);
+        if roots.is_empty() {
+            let cause = platform.errors.pop().map(Into::into);
+            return Err(BuildError::RootCertificates { cause });
+        }
+        Ok(Self::with(roots))
+    }
+
+    /// For an origin on this machine that speaks plain HTTP: trusts no certificate.
+    pub(crate) fn plain() -> Self {
+        Self::with(RootCertStore::empty())
+    }
+
+    fn with(roots: RootCertStore) -> Self {
+        // The provider is passed in: a tree with two of them has no default, and asking for it panics.
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs supports the default versions of TLS")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for HttpsTransport {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        let answer = self.0.request(request);
+        Box::pin(async move { Ok(answer.await?) })
+    }
+}
+
+impl fmt::Debug for HttpsTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpsTransport").finish_non_exhaustive()
+    }
+}

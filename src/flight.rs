@@ -1,0 +1,149 @@
+//! The one token request under way: its attempts, the pauses between them, and its landing whatever happens.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tracing::Instrument;
+
+use crate::{
+    Rejection, backoff,
+    cache::{Limits, Outcome, TokenCache},
+    clock::Clock,
+    endpoint::{Failure, FailureKind, TokenEndpoint},
+    token::IssuedToken,
+};
+
+/// Why a flight was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// There was no token, or it had expired.
+    Cold,
+    /// It was time to refresh.
+    Due,
+    /// The API rejected the token.
+    Rejected(Rejection),
+    /// The caller wanted it.
+    Forced,
+}
+
+/// Why a flight landed without a token.
+#[derive(Debug)]
+pub(crate) enum FlightError {
+    /// Nobody knows: its task was dropped or panicked.
+    Interrupted,
+    Failed(Failure),
+}
+
+pub(crate) struct Flight {
+    /// Not a handle: when the last handle is dropped, the flight ends.
+    cache: Weak<TokenCache>,
+    number: u64,
+    reason: Reason,
+    source: TokenEndpoint,
+    clock: Clock,
+    limits: Limits,
+    ends_by: Instant,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Flight {
+    /// The flight, to be spawned, and where its waiters hear of it. From here on it lands, even if it never runs.
+    pub(crate) fn start(
+        cache: &Arc<TokenCache>,
+        number: u64,
+        reason: Reason,
+        ends_by: Instant,
+    ) -> (impl Future<Output = ()> + Send + 'static, watch::Receiver<Option<Outcome>>) {
+        let (sender, outcome) = watch::channel(None);
+        let flight = Self {
+            cache: Arc::downgrade(cache),
+            number,
+            reason,
+            source: cache.source.clone(),
+            clock: cache.clock.clone(),
+            limits: cache.limits.clone(),
+            ends_by,
+            outcome: sender,
+        };
+        // It serves many requests, so it belongs under none of their spans.
+        let span = tracing::info_span!(parent: None, "token_flight", %reason);
+        (flight.run().instrument(span), outcome)
+    }
+
+    async fn run(self) {
+        let result = tokio::select! {
+            biased;
+            // Nobody waits and the cache is gone, or has given this flight up for lost.
+            () = self.outcome.closed() => return,
+            result = self.attempts() => result,
+        };
+        self.land(result);
+    }
+
+    async fn attempts(&self) -> Result<IssuedToken, FlightError> {
+        let mut failed = 0;
+        loop {
+            let counted = self.cache.upgrade().is_some_and(|cache| cache.take_attempt(self.number));
+            if !counted {
+                return Err(FlightError::Interrupted);
+            }
+            let deadline = self.ends_by.min(Instant::now() + self.limits.attempt);
+            let failure = match self.source.attempt(&self.clock, deadline).await {
+                Ok(issued) => return Ok(issued),
+                Err(failure) => failure,
+            };
+            failed += 1;
+            tracing::debug!(attempt = failed, failure = %failure.kind, "token request failed");
+            match self.next_attempt(&failure, failed) {
+                Some(at) => sleep_until(at).await,
+                None => return Err(FlightError::Failed(failure)),
+            }
+        }
+    }
+
+    /// When to try again, if that fits into the flight.
+    fn next_attempt(&self, failure: &Failure, failed: u32) -> Option<Instant> {
+        let pause = match &failure.kind {
+            FailureKind::Terminal { .. } => return None,
+            FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, self.clock.draw()),
+            FailureKind::Transient(_) => failure.retry_after.unwrap_or_default(),
+        };
+        let pause = pause.max(backoff::between_attempts(failed, self.clock.draw()));
+        let at = Instant::now() + pause;
+        let at = self.cache.upgrade()?.room_at().map_or(at, |room_at| room_at.max(at));
+        (at < self.ends_by).then_some(at)
+    }
+
+    fn land(&self, result: Result<IssuedToken, FlightError>) {
+        if let Some(cache) = self.cache.upgrade() {
+            let outcome = cache.land(self.number, self.reason, result);
+            self.outcome.send_replace(Some(outcome));
+        }
+    }
+}
+
+impl Drop for Flight {
+    /// A panic of the transport, or the end of the runtime: the waiters hear of it, and the cache flies again.
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_none() {
+            self.land(Err(FlightError::Interrupted));
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cold => "cold",
+            Self::Due => "due",
+            Self::Rejected(_) => "rejected",
+            Self::Forced => "forced",
+        })
+    }
+}

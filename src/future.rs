@@ -1,0 +1,299 @@
+//! [`ResponseFuture`]: wait for a token, send, and after a rejection renew and replay.
+//!
+//! The way of a request, state by state: `Waiting` for a token, `Readying` the inner service, `Sending`, and after a
+//! rejection `Renewing`, from where a request that can be replayed goes through `Readying` and `Sending` once more. With
+//! a token at hand it begins in `Sending`.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response, header::AUTHORIZATION, request};
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service};
+
+use crate::{AuthError, Rejection, ReplayableBody, cache::Stamp, layer::Shared};
+
+/// What the layer did about a response that was rejected or out of scope; in the extensions of that response.
+///
+/// A response without it was in scope and accepted at the first attempt.
+///
+/// ```
+/// use apsis_auth::AuthOutcome;
+///
+/// fn explain<B>(response: &http::Response<B>) -> &'static str {
+///     match response.extensions().get::<AuthOutcome>() {
+///         None => "accepted",
+///         Some(AuthOutcome::Replayed) => "sent again with a new token; this is the second answer",
+///         Some(AuthOutcome::NotRenewed(_)) => "rejected, and there was no new token",
+///         Some(_) => "see the documentation",
+///     }
+/// }
+/// # assert_eq!(explain(&http::Response::new(())), "accepted");
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AuthOutcome {
+    /// The first answer was a rejection; this is the answer to the replay, rejected or not.
+    Replayed,
+    /// Rejected, and the body could not be sent again. The token is being renewed for the next request.
+    NotReplayable,
+    /// Rejected, and no newer token could be had: cooling down after renewals that did not help, or a renewal that
+    /// failed.
+    NotRenewed(AuthError),
+    /// The request was for another origin; it carried no token of ours.
+    OutOfScope,
+}
+
+pin_project! {
+    /// The response to a request that was given a token.
+    ///
+    /// Named for those who write a service around [`ApsisAuth`](crate::ApsisAuth).
+    pub struct ResponseFuture<S, B>
+    where
+        S: Service<Request<B>>,
+        B: ReplayableBody,
+    {
+        #[pin]
+        state: State<S, B>,
+        shared: Arc<Shared>,
+    }
+}
+
+/// Boxed because it is rare: a request with a good token that is not rejected has none.
+type Waiting = Pin<Box<dyn Future<Output = Result<(), AuthError>> + Send + Sync>>;
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S, B>
+    where
+        S: Service<Request<B>>,
+        B: ReplayableBody,
+    {
+        OutOfScope { #[pin] answer: S::Future },
+        Waiting { waiting: Waiting, unsent: Option<Unsent<S, B>> },
+        Readying { unsent: Option<Unsent<S, B>> },
+        Sending { #[pin] answer: S::Future, sent: Option<Sent<S, B>> },
+        Renewing { waiting: Waiting, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
+        Failed { error: Option<AuthError> },
+    }
+}
+
+/// A request that needs a token, and a service that is not ready.
+struct Unsent<S, B> {
+    inner: S,
+    request: Request<B>,
+    /// How it was rejected, if this is its replay.
+    replays: Option<Rejection>,
+}
+
+/// What is kept of a request that was sent.
+struct Sent<S, B: ReplayableBody> {
+    inner: S,
+    /// None of a replay: it is not sent a third time.
+    copy: Option<Copied<B>>,
+    generation: u64,
+    replays: Option<Rejection>,
+}
+
+impl<S, B> ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+    B: ReplayableBody,
+{
+    pub(crate) fn out_of_scope(answer: S::Future, shared: Arc<Shared>) -> Self {
+        Self { state: State::OutOfScope { answer }, shared }
+    }
+
+    pub(crate) fn wait(inner: S, request: Request<B>, shared: Arc<Shared>) -> Self {
+        Self { state: State::wait(Unsent { inner, request, replays: None }, &shared), shared }
+    }
+
+    /// Sends by the service that is `ready`; `inner` is for the replay.
+    pub(crate) fn send(ready: &mut S, inner: S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
+        let generation = stamp.generation;
+        let state = match keep_and_stamp(request, stamp) {
+            Ok((request, copy)) => {
+                let sent = Sent { inner, copy: Some(copy), generation, replays: None };
+                State::Sending { answer: ready.call(request), sent: Some(sent) }
+            }
+            Err(error) => State::Failed { error: Some(error) },
+        };
+        Self { state, shared }
+    }
+}
+
+impl<S, B, ResBody> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    B: ReplayableBody,
+{
+    type Output = Result<Response<ResBody>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::OutOfScope { answer } => {
+                    let answer = ready!(answer.poll(cx)).map_err(Into::into)?;
+                    return Poll::Ready(Ok(marked(answer, AuthOutcome::OutOfScope)));
+                }
+                StateProjection::Waiting { waiting, unsent } => {
+                    ready!(waiting.as_mut().poll(cx))?;
+                    State::Readying { unsent: unsent.take() }
+                }
+                StateProjection::Readying { unsent } => {
+                    let inner = &mut unsent.as_mut().expect(POLLED_AGAIN).inner;
+                    ready!(inner.poll_ready(cx)).map_err(Into::into)?;
+                    unsent.take().expect(POLLED_AGAIN).send_or_wait(this.shared)
+                }
+                StateProjection::Sending { answer, sent } => {
+                    let answer = ready!(answer.poll(cx)).map_err(Into::into)?;
+                    match sent.take().expect(POLLED_AGAIN).judge(answer, this.shared) {
+                        Verdict::Final(answer) => return Poll::Ready(Ok(answer)),
+                        // The inner future goes with its state: it may hold a permit.
+                        Verdict::Renew(next) => next,
+                    }
+                }
+                StateProjection::Renewing { waiting, rejected, unsent } => match ready!(waiting.as_mut().poll(cx)) {
+                    // The rejected response goes with its state, now that a newer token is in hand.
+                    Ok(()) => State::Readying { unsent: unsent.take() },
+                    Err(error) => {
+                        let rejected = rejected.take().expect(POLLED_AGAIN);
+                        return Poll::Ready(Ok(marked(rejected, AuthOutcome::NotRenewed(error))));
+                    }
+                },
+                StateProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(POLLED_AGAIN).into())),
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+/// The contract of a future: not polled again after it was ready.
+const POLLED_AGAIN: &str = "a future is not polled after it has completed";
+
+enum Verdict<S, B, ResBody>
+where
+    S: Service<Request<B>>,
+    B: ReplayableBody,
+{
+    Final(Response<ResBody>),
+    Renew(State<S, B>),
+}
+
+impl<S, B> State<S, B>
+where
+    S: Service<Request<B>>,
+    B: ReplayableBody,
+{
+    fn wait(unsent: Unsent<S, B>, shared: &Shared) -> Self {
+        let token = Arc::clone(&shared.cache).get();
+        Self::Waiting { waiting: Box::pin(async { token.await.map(drop) }), unsent: Some(unsent) }
+    }
+}
+
+impl<S, B> Unsent<S, B>
+where
+    S: Service<Request<B>> + Clone,
+    B: ReplayableBody,
+{
+    /// Sends by the inner service, which is ready. That may have taken long: the token may have died meanwhile.
+    fn send_or_wait(self, shared: &Shared) -> State<S, B> {
+        let Self { mut inner, request, replays } = self;
+        let Some(stamp) = shared.cache.stamp() else {
+            // The ready one holds a slot; its clone does not.
+            return State::wait(Self { inner: inner.clone(), request, replays }, shared);
+        };
+        let generation = stamp.generation;
+        if replays.is_some() {
+            tracing::debug!(generation, "replay");
+        }
+        match keep_and_stamp(request, stamp) {
+            Ok((request, copy)) => {
+                let answer = inner.call(request);
+                let copy = replays.is_none().then_some(copy);
+                State::Sending { answer, sent: Some(Sent { inner, copy, generation, replays }) }
+            }
+            Err(error) => State::Failed { error: Some(error) },
+        }
+    }
+}
+
+impl<S, B> Sent<S, B>
+where
+    S: Service<Request<B>>,
+    B: ReplayableBody,
+{
+    /// What the answer says of the token, and what follows from that.
+    fn judge<ResBody>(self, answer: Response<ResBody>, shared: &Shared) -> Verdict<S, B, ResBody>
+    where
+        S: Service<Request<B>, Response = Response<ResBody>>,
+    {
+        let (cache, generation) = (&shared.cache, self.generation);
+        // Of the answers that are no rejections, only a success proves that the token was looked at.
+        if answer.status().is_success() {
+            cache.accepted(generation);
+        }
+        let rejection = shared.rejection(answer.status(), answer.headers());
+        match (rejection, self.replays) {
+            (None, None) => Verdict::Final(answer),
+            (None, Some(kind)) => {
+                cache.replay_accepted(generation, kind);
+                Verdict::Final(marked(answer, AuthOutcome::Replayed))
+            }
+            (Some(_), Some(kind)) => {
+                cache.rejected(generation, kind);
+                Verdict::Final(marked(answer, AuthOutcome::Replayed))
+            }
+            (Some(kind), None) => match self.again(kind) {
+                Some(unsent) => {
+                    let waiting = Box::pin(Arc::clone(cache).renew(generation, kind));
+                    Verdict::Renew(State::Renewing { waiting, rejected: Some(answer), unsent: Some(unsent) })
+                }
+                None => {
+                    cache.renew_in_background(generation, kind);
+                    Verdict::Final(marked(answer, AuthOutcome::NotReplayable))
+                }
+            },
+        }
+    }
+
+    /// The request as it was sent, if its body can be had again.
+    fn again(self, rejection: Rejection) -> Option<Unsent<S, B>> {
+        let (head, kept) = self.copy?;
+        let request = Request::from_parts(head, B::restore(kept)?);
+        Some(Unsent { inner: self.inner, request, replays: Some(rejection) })
+    }
+}
+
+type Copied<B> = (request::Parts, <B as ReplayableBody>::Kept);
+
+/// Keeps what is needed to send the request again, and adds the token in place of any other `authorization`.
+fn keep_and_stamp<B: ReplayableBody>(request: Request<B>, stamp: Stamp) -> Result<(Request<B>, Copied<B>), AuthError> {
+    let (mut head, body) = request.into_parts();
+    let (body, kept) = body.keep();
+    let copy = head.clone();
+    head.headers.try_insert(AUTHORIZATION, stamp.header).map_err(|_| AuthError::TooManyHeaders)?;
+    Ok((Request::from_parts(head, body), (copy, kept)))
+}
+
+fn marked<ResBody>(mut response: Response<ResBody>, outcome: AuthOutcome) -> Response<ResBody> {
+    response.extensions_mut().insert(outcome);
+    response
+}
+
+impl<S, B> fmt::Debug for ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+    B: ReplayableBody,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

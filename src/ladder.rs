@@ -1,0 +1,168 @@
+//! When a rejection may start a renewal: the two ladders of renewals that did not help, and the evidence that ends them.
+//!
+//! A 403 of the gateway may mean a dead token or a missing right, and one answer does not tell them apart. So each
+//! renewal whose token is rejected too makes the next one wait longer. Over many answers they do differ: a missing
+//! right is refused here and there, a dead token everywhere.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::Rejection;
+
+/// How long to wait after the first, second, … renewal that did not help. The last step repeats.
+const UNAUTHORIZED: &[Duration] = &[Duration::from_secs(15), Duration::from_secs(30), Duration::from_secs(60)];
+const FORBIDDEN: &[Duration] = &[
+    Duration::from_secs(60),
+    Duration::from_secs(2 * 60),
+    Duration::from_secs(4 * 60),
+    Duration::from_secs(8 * 60),
+    Duration::from_secs(15 * 60),
+];
+
+/// So many rejections in a row, of a token that was accepted before, say that it died.
+const TELLING: u32 = 3;
+
+/// Each time that turns out wrong it takes twice as many, up to this: on a client that mostly calls what it may not,
+/// rows of rejections mean little.
+const MOST_TELLING: u32 = 48;
+
+#[derive(Debug)]
+pub(crate) struct Ladders {
+    unauthorized: Ladder,
+    forbidden: Ladder,
+}
+
+impl Default for Ladders {
+    fn default() -> Self {
+        Self { unauthorized: Ladder::new(UNAUTHORIZED), forbidden: Ladder::new(FORBIDDEN) }
+    }
+}
+
+impl Ladders {
+    pub(crate) fn of(&mut self, kind: Rejection) -> &mut Ladder {
+        match kind {
+            Rejection::Unauthorized => &mut self.unauthorized,
+            Rejection::Forbidden => &mut self.forbidden,
+        }
+    }
+}
+
+/// The renewals for one kind of rejection.
+#[derive(Debug)]
+pub(crate) struct Ladder {
+    steps: &'static [Duration],
+    /// Renewals in a row that did not help.
+    useless: usize,
+    cooling_until: Option<Instant>,
+    /// The newest generation that a renewal brought, while it is not known whether it helped.
+    on_trial: Option<u64>,
+    /// The newest generation of which it is known. Each climbs the ladder once, however many replays it fails.
+    judged: u64,
+    telling: u32,
+    left_on_evidence: bool,
+}
+
+impl Ladder {
+    fn new(steps: &'static [Duration]) -> Self {
+        Self {
+            steps,
+            useless: 0,
+            cooling_until: None,
+            on_trial: None,
+            judged: 0,
+            telling: TELLING,
+            left_on_evidence: false,
+        }
+    }
+
+    /// Until when no rejection starts a renewal.
+    pub(crate) fn cooling_at(&self, now: Instant) -> Option<Instant> {
+        self.cooling_until.filter(|&until| now < until)
+    }
+
+    /// A renewal brought this generation; what the API says to it tells whether it helped.
+    pub(crate) fn try_out(&mut self, generation: u64) {
+        if generation > self.judged {
+            self.on_trial = Some(generation);
+        }
+    }
+
+    /// The API rejected this generation. Whether that made the ladder climb.
+    pub(crate) fn rejected(&mut self, generation: u64, now: Instant) -> bool {
+        let climbs = self.on_trial == Some(generation);
+        if climbs {
+            self.judged = generation;
+            self.did_not_help(now);
+        }
+        climbs
+    }
+
+    /// A renewal whose token was rejected too, or that brought the rejected token again.
+    pub(crate) fn did_not_help(&mut self, now: Instant) {
+        if self.left_on_evidence {
+            self.telling = (self.telling * 2).min(MOST_TELLING);
+        }
+        let step = self.useless.min(self.steps.len() - 1);
+        self.cooling_until = Some(now + self.steps[step]);
+        self.useless += 1;
+        self.on_trial = None;
+        self.left_on_evidence = false;
+    }
+
+    /// A replay with this generation was not rejected.
+    pub(crate) fn did_help(&mut self, generation: u64) {
+        if generation >= self.judged {
+            *self = Self { judged: generation, ..Self::new(self.steps) };
+        }
+    }
+
+    /// So many rejections in a row came after the token was accepted: enough of them end the cooling.
+    pub(crate) fn weigh(&mut self, rejections_in_a_row: u32) {
+        if self.cooling_until.is_some() && rejections_in_a_row >= self.telling {
+            self.useless = 0;
+            self.cooling_until = None;
+            self.left_on_evidence = true;
+        }
+    }
+}
+
+/// What the API said lately to the current token: whether it was accepted, and how often rejected in a row since.
+///
+/// One word, so that a success costs a load and a compare, and no lock: 47 bits of generation, one for "accepted", 16
+/// of rejections. Updates that get lost between threads are of no consequence.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence(AtomicU64);
+
+const REJECTIONS: u64 = 0xFFFF;
+const ACCEPTED: u64 = 0x1_0000;
+const GENERATION: u32 = 17;
+
+impl Evidence {
+    /// Forgets all and listens to what is said of this generation.
+    pub(crate) fn begin(&self, generation: u64) {
+        self.0.store(generation << GENERATION, Ordering::Relaxed);
+    }
+
+    pub(crate) fn accepted(&self, generation: u64) {
+        let seen = self.0.load(Ordering::Relaxed);
+        let accepted = (generation << GENERATION) | ACCEPTED;
+        if seen != accepted && seen >> GENERATION == generation {
+            self.0.store(accepted, Ordering::Relaxed);
+        }
+    }
+
+    /// How many rejections in a row there were since the token was last accepted; none if it never was.
+    pub(crate) fn rejected(&self, generation: u64) -> u32 {
+        let seen = self.0.load(Ordering::Relaxed);
+        if seen >> GENERATION != generation {
+            return 0;
+        }
+        let rejections = (seen & REJECTIONS) + u64::from(seen & REJECTIONS < REJECTIONS);
+        self.0.store((seen & !REJECTIONS) | rejections, Ordering::Relaxed);
+        if seen & ACCEPTED == 0 { 0 } else { u32::try_from(rejections).unwrap_or(u32::MAX) }
+    }
+}

@@ -1,0 +1,272 @@
+//! [`ApsisAuthLayer`] and its builder.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use apsis_auth::{ApsisAuthLayer, ClientCredentials, Region};
+//! use tower::ServiceBuilder;
+//!
+//! # fn build<S>(client: S) -> Result<(), apsis_auth::BuildError> {
+//! let credentials = ClientCredentials::new("my-client-id", "my-secret")?;
+//! let auth = ApsisAuthLayer::builder(credentials, Region::Eu)
+//!     .max_wait(Duration::from_secs(10))
+//!     .build()?;
+//! let client = ServiceBuilder::new().layer(auth).service(client);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration, time::SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
+use tower::{BoxError, Layer, Service};
+
+use crate::{
+    ApsisAuth, BaseUrl, BuildError, ClientCredentials, Rejection, TokenHandle,
+    cache::{Limits, TokenCache},
+    clock::Clock,
+    default_rejection_rule,
+    endpoint::{self, TokenEndpoint},
+    origin::Origin,
+};
+
+const ATTEMPTS_PER_MINUTE: u32 = 4;
+const MAX_WAIT: Duration = Duration::from_secs(30);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+const FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// No limit on time makes sense beyond this, and none is computed with that overflows.
+const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Gives every request to APSIS One a valid bearer token.
+///
+/// All clones, and all services made by them, share one token. Building the layer makes no request and needs no
+/// runtime; the first request, or [`TokenHandle::warm_up`], gets the token.
+///
+/// See the [crate's documentation](crate) for what it promises.
+#[derive(Clone, Debug)]
+pub struct ApsisAuthLayer {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What all services of a layer share.
+pub(crate) struct Shared {
+    pub(crate) cache: Arc<TokenCache>,
+    pub(crate) origin: Origin,
+    rule: Option<Rule>,
+}
+
+impl Shared {
+    /// Whether this response is the token's fault.
+    pub(crate) fn rejection(&self, status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
+        match &self.rule {
+            None => default_rejection_rule(status, headers),
+            Some(Rule(rule)) => rule(status, headers),
+        }
+    }
+}
+
+type RuleFn = dyn Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync;
+
+#[derive(Clone)]
+struct Rule(Arc<RuleFn>);
+
+impl ApsisAuthLayer {
+    /// A layer with every default, from the environment: `APSIS_CLIENT_ID`, `APSIS_CLIENT_SECRET` (or files; see
+    /// [`ClientCredentials::from_env`]) and `APSIS_REGION`.
+    ///
+    /// # Errors
+    ///
+    /// A [`BuildError`] that names the variable that is missing or wrong.
+    #[cfg(feature = "client")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+    pub fn from_env() -> Result<Self, BuildError> {
+        Self::builder(ClientCredentials::from_env()?, crate::Region::from_env()?).build()
+    }
+
+    /// A layer for the account of these credentials, at a [`Region`](crate::Region) or a [base URL](BaseUrl).
+    pub fn builder(credentials: ClientCredentials, base: impl Into<BaseUrl>) -> ApsisAuthBuilder {
+        ApsisAuthBuilder {
+            credentials,
+            base: base.into(),
+            transport: None,
+            limits: Limits { max_wait: MAX_WAIT, attempt: ATTEMPT_TIMEOUT, flight: FLIGHT_TIMEOUT },
+            attempts_per_minute: ATTEMPTS_PER_MINUTE,
+            rule: None,
+            clock: Clock::default(),
+        }
+    }
+
+    /// A handle on the layer's token, for health endpoints and for requests that are sent without the layer.
+    #[must_use]
+    pub fn handle(&self) -> TokenHandle {
+        TokenHandle::new(Arc::clone(&self.shared.cache))
+    }
+}
+
+impl<S> Layer<S> for ApsisAuthLayer {
+    type Service = ApsisAuth<S>;
+
+    fn layer(&self, inner: S) -> ApsisAuth<S> {
+        ApsisAuth::new(inner, Arc::clone(&self.shared))
+    }
+}
+
+/// Sets up an [`ApsisAuthLayer`]. Credentials and a region suffice.
+#[derive(Debug)]
+#[must_use = "it builds nothing until `build` is called"]
+pub struct ApsisAuthBuilder {
+    credentials: ClientCredentials,
+    base: BaseUrl,
+    transport: Option<endpoint::Transport>,
+    limits: Limits,
+    attempts_per_minute: u32,
+    rule: Option<Rule>,
+    clock: Clock,
+}
+
+impl ApsisAuthBuilder {
+    /// The service that sends token requests, instead of the default HTTPS transport.
+    ///
+    /// It is not the service that the layer wraps: a full one can then not block a refresh. It must not follow
+    /// redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`. It needs no
+    /// time limit of its own.
+    ///
+    /// Default: HTTP/1.1 over hyper and rustls, the platform's root certificates, 5 s to connect (feature `client`).
+    pub fn transport<T, B>(mut self, service: T) -> Self
+    where
+        T: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        self.transport = Some(endpoint::transport(service));
+        self
+    }
+
+    /// How many token requests this process makes in any 60 seconds, whatever happens.
+    ///
+    /// APSIS One allows an account 10 a minute, over all its integrations.
+    ///
+    /// Default: 4.
+    pub fn token_requests_per_minute(mut self, requests: u32) -> Self {
+        self.attempts_per_minute = requests;
+        self
+    }
+
+    /// The longest a request waits for a token; then it fails with [`AuthError::TimedOut`](crate::AuthError::TimedOut).
+    ///
+    /// More than zero, at most an hour. A request never waits while a valid token is at hand.
+    ///
+    /// Default: 30 seconds.
+    pub fn max_wait(mut self, wait: Duration) -> Self {
+        self.limits.max_wait = wait;
+        self
+    }
+
+    /// The longest a single HTTP request to the token endpoint takes, from connect to the last byte.
+    ///
+    /// More than zero, at most an hour.
+    ///
+    /// Default: 15 seconds.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.attempt = timeout;
+        self
+    }
+
+    /// The longest a flight takes: a token request with its repetitions and the pauses between them.
+    ///
+    /// More than zero, at most an hour.
+    ///
+    /// Default: 30 seconds.
+    pub fn flight_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.flight = timeout;
+        self
+    }
+
+    /// Decides which responses are the token's fault, by their status and headers.
+    ///
+    /// Asked for each response to a request that carried the token; not for those out of scope.
+    ///
+    /// Default: [`default_rejection_rule`](crate::default_rejection_rule).
+    pub fn rejection_rule(
+        mut self,
+        rule: impl Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync + 'static,
+    ) -> Self {
+        self.rule = Some(Rule(Arc::new(rule)));
+        self
+    }
+
+    /// The wall clock, for tests and simulations. The monotonic clock is tokio's, which tests pause.
+    ///
+    /// Default: [`SystemTime::now`].
+    pub fn wall_clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.clock.set_wall(now);
+        self
+    }
+
+    /// Random numbers from `0.0..1.0` that spread refreshes and retries, for tests and simulations.
+    ///
+    /// Default: a generator seeded by the system.
+    pub fn random(mut self, draw: impl Fn() -> f64 + Send + Sync + 'static) -> Self {
+        self.clock.set_random(draw);
+        self
+    }
+
+    /// The layer. Nothing is sent yet, and no runtime is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BaseUrl`], [`BuildError::ZeroBudget`], [`BuildError::InvalidDuration`],
+    /// [`BuildError::NoTransport`] without the feature `client`, [`BuildError::RootCertificates`] with it.
+    pub fn build(self) -> Result<ApsisAuthLayer, BuildError> {
+        let (origin, url) = self.base.resolve()?;
+        let budget = NonZeroU32::new(self.attempts_per_minute).ok_or(BuildError::ZeroBudget)?;
+        check("max_wait", self.limits.max_wait)?;
+        check("attempt_timeout", self.limits.attempt)?;
+        check("flight_timeout", self.limits.flight)?;
+        let transport = match self.transport {
+            Some(transport) => transport,
+            None => default_transport(&origin)?,
+        };
+        let source = TokenEndpoint::new(transport, url, self.credentials);
+        let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget));
+        Ok(ApsisAuthLayer { shared: Arc::new(Shared { cache, origin, rule: self.rule }) })
+    }
+}
+
+fn check(setting: &'static str, value: Duration) -> Result<(), BuildError> {
+    if value.is_zero() || value > LONGEST_LIMIT {
+        return Err(BuildError::InvalidDuration { setting, value });
+    }
+    Ok(())
+}
+
+#[cfg(feature = "client")]
+fn default_transport(origin: &Origin) -> Result<endpoint::Transport, BuildError> {
+    // A plain http origin is on this machine, which may be a container without root certificates.
+    let client = if origin.is_https() { crate::HttpsTransport::new()? } else { crate::HttpsTransport::plain() };
+    Ok(endpoint::transport(client))
+}
+
+#[cfg(not(feature = "client"))]
+fn default_transport(_: &Origin) -> Result<endpoint::Transport, BuildError> {
+    Err(BuildError::NoTransport)
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("origin", &self.origin).field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule").finish_non_exhaustive()
+    }
+}

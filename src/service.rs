@@ -1,0 +1,87 @@
+//! [`ApsisAuth`]: stamp a request with the token at hand, or wait for one.
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use tower::{BoxError, Service};
+
+use crate::{ReplayableBody, ResponseFuture, layer::Shared};
+
+/// A service that gives requests to APSIS One a bearer token. Made by [`ApsisAuthLayer`](crate::ApsisAuthLayer).
+///
+/// Requests to the origin of the base URL get the token, in place of an `Authorization` of their own; if the API rejects
+/// it, the token is renewed and the request replayed once. Other requests pass through as they are.
+///
+/// # Errors
+///
+/// Those of the inner service as they come, and [`AuthError`](crate::AuthError) for a request that got no token. Both as
+/// [`BoxError`].
+///
+/// # Cancellation
+///
+/// A response future can be dropped at any time. A token request that it waited for goes on for the others.
+#[derive(Clone, Debug)]
+pub struct ApsisAuth<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> ApsisAuth<S> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The wrapped service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The wrapped service, to change.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The wrapped service, unwrapped.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, B, ResBody> Service<Request<B>> for ApsisAuth<S>
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    B: ReplayableBody,
+{
+    type Response = Response<ResBody>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        if !shared.origin.covers(&request) {
+            return ResponseFuture::out_of_scope(self.inner.call(request), shared);
+        }
+        match shared.cache.stamp() {
+            Some(stamp) => {
+                let spare = self.inner.clone();
+                ResponseFuture::send(&mut self.inner, spare, request, stamp, shared)
+            }
+            None => {
+                // The one that is ready may hold a slot, which a waiting request must not: it goes, and the request gets
+                // itself ready when the token is there.
+                let spare = self.inner.clone();
+                drop(mem::replace(&mut self.inner, spare.clone()));
+                ResponseFuture::wait(spare, request, shared)
+            }
+        }
+    }
+}
