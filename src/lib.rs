@@ -9,6 +9,9 @@ mod cache;
 mod client;
 mod clock;
 mod credentials;
+#[cfg(feature = "emulator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "emulator")))]
+pub mod emulator;
 mod endpoint;
 mod error;
 mod flight;
