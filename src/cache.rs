@@ -22,7 +22,7 @@ use crate::{
     budget::Budget,
     clock::Clock,
     endpoint::{Failure, FailureKind, TokenEndpoint},
-    error::RetryAt,
+    error::{Chain, RetryAt},
     flight::{Flight, FlightError, Reason},
     ladder::{Evidence, Ladders},
     token::{IssuedToken, Token},
@@ -450,7 +450,7 @@ impl State {
 
     fn ground(&mut self, grounding: Grounding, now: Instant) {
         let seconds = (grounding.until - now).as_secs_f64();
-        tracing::warn!(seconds, error = %grounding.error, "grounded");
+        tracing::warn!(seconds, error = %Chain(&grounding.error), "grounded");
         self.grounded = Some(grounding);
     }
 }

@@ -20,6 +20,7 @@ use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
 use crate::{
     ClientCredentials, backoff,
     clock::{Clock, Moment},
+    error::Chain,
     token::{IssuedToken, bearer_header, lifetime},
 };
 
@@ -246,7 +247,7 @@ fn issued(text: &[u8], date: Option<SystemTime>, asked: Moment) -> Result<Issued
 impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Transient(fault) => fault.fmt(f),
+            Self::Transient(fault) => Chain(fault).fmt(f),
             Self::RateLimited => f.write_str("the token endpoint answered 429"),
             Self::Terminal { status, .. } => write!(f, "the token endpoint refused with {status}"),
         }

@@ -14,7 +14,7 @@
 //! # assert!(retry_after(&"another error".into()).is_none());
 //! ```
 
-use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -47,7 +47,7 @@ pub enum AuthError {
     /// The token endpoint answered 429: the account's token requests are used up for now.
     ///
     /// Other integrations of the same account count too.
-    #[error("the token endpoint is over its rate limit (429); it is asked again when its wait is over")]
+    #[error("the account's token requests are used up for now (429 from the token endpoint)")]
     #[non_exhaustive]
     RateLimited {
         /// When it may be asked again.
@@ -120,6 +120,21 @@ impl AuthError {
             | Self::CoolingDown { retry_at } => Some(retry_at.0.into_std()),
             _ => None,
         }
+    }
+}
+
+/// An error with its sources, for a log line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{AccessToken, AuthError, cache::TokenCache};
+use crate::{AccessToken, AuthError, cache::TokenCache, error::Chain};
 
 /// A handle on a layer's token. Clones are cheap and share it.
 ///
@@ -76,7 +76,7 @@ impl TokenHandle {
         });
         let grounded = grounding.map(|grounding| Grounded {
             for_seconds: seconds_until(grounding.until, now.monotonic),
-            because: grounding.error.to_string(),
+            because: Chain(&grounding.error).to_string(),
         });
         Snapshot { token, in_flight, grounded, attempts_left }
     }
@@ -116,7 +116,7 @@ pub struct TokenState {
 pub struct Grounded {
     /// How long it still lasts, rounded up.
     pub for_seconds: u64,
-    /// The failure in words: that of the [`AuthError`] which requests get.
+    /// The failure in words: the [`AuthError`] that requests get, with its sources.
     pub because: String,
 }
 

@@ -7,41 +7,36 @@ use crate::ClientCredentials;
 /// Made up at random by the [`Emulator`](super::Emulator); it opens nothing else. `Debug` hides the
 /// secret all the same, so that a test may search its logs for it.
 #[derive(Clone)]
-pub struct ApiKey {
-    client_id: String,
-    client_secret: String,
-}
+pub struct ApiKey(ClientCredentials);
 
 impl ApiKey {
     pub(super) fn random() -> Self {
-        Self {
-            client_id: format!("emulator-{:016x}", fastrand::u64(..)),
-            client_secret: format!("{:032x}", fastrand::u128(..)),
-        }
+        let client_id = format!("emulator-{:016x}", fastrand::u64(..));
+        let client_secret = format!("{:032x}", fastrand::u128(..));
+        Self(ClientCredentials::new(client_id, client_secret).expect("neither is empty"))
     }
 
     /// Returns the client ID.
     #[must_use]
     pub fn client_id(&self) -> &str {
-        &self.client_id
+        self.0.id()
     }
 
     /// Returns the client secret.
     #[must_use]
     pub fn client_secret(&self) -> &str {
-        &self.client_secret
+        self.0.secret()
     }
 
     /// Returns both, as the layer takes them.
     #[must_use]
     pub fn credentials(&self) -> ClientCredentials {
-        ClientCredentials::new(self.client_id.as_str(), self.client_secret.as_str())
-            .expect("an API key of the emulator is not empty")
+        self.0.clone()
     }
 }
 
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKey").field("client_id", &self.client_id).finish_non_exhaustive()
+        f.debug_struct("ApiKey").field("client_id", &self.client_id()).finish_non_exhaustive()
     }
 }
