@@ -1,6 +1,7 @@
 //! The token of one account: read without a lock, renewed by one flight at a time, grounded after failures.
 //!
-//! This is the only file that locks. The lock is held for bookkeeping alone, never over an await.
+//! This is the only file that locks. The lock is held for bookkeeping alone: nothing waits under it, and nothing foreign
+//! is called, be it a transport, a clock or a subscriber of traces, each of which may come back to this cache.
 
 use std::{
     fmt,
@@ -20,7 +21,7 @@ use tokio::{
 use crate::{
     AuthError, Rejection, backoff,
     budget::Budget,
-    clock::Clock,
+    clock::{Clock, Moment},
     endpoint::{Failure, FailureKind, TokenEndpoint},
     error::{Chain, RetryAt},
     flight::{Flight, FlightError, Reason},
@@ -196,8 +197,15 @@ impl TokenCache {
         let Ok(runtime) = Handle::try_current() else { return };
         let now = Instant::now();
         let mut state = self.lock();
-        if !state.is_flying(now) && !state.is_grounded(now) && state.ground_without_budget(now).is_none() {
-            self.fly(state, &runtime, Reason::Due);
+        if state.is_flying(now) || state.is_grounded(now) {
+            return;
+        }
+        match state.ground_without_budget(now) {
+            Some(grounding) => {
+                drop(state);
+                grounding.trace();
+            }
+            None => drop(self.fly(state, &runtime, Reason::Due)),
         }
     }
 
@@ -219,13 +227,10 @@ impl TokenCache {
         tracing::debug!(generation, ?kind, "token rejected");
         let now = Instant::now();
         let in_a_row = self.evidence.rejected(generation);
-        let mut state = self.lock();
-        let ladder = state.ladders.of(kind);
-        if ladder.rejected(generation, now) {
-            tracing::warn!(generation, ?kind, "the renewed token was rejected too");
+        let climbed = self.lock().ladders.of(kind).rejected(generation, in_a_row, now);
+        if climbed {
             self.evidence.begin(generation);
-        } else {
-            ladder.weigh(in_a_row);
+            tracing::warn!(generation, ?kind, "the renewed token was rejected too");
         }
     }
 
@@ -251,12 +256,13 @@ impl TokenCache {
 
     fn find_or_fly(self: &Arc<Self>, want: Want) -> Result<Found, AuthError> {
         let runtime = Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
-        let now = Instant::now();
+        let now = self.clock.now();
         // A token is published and its flight ended under this lock: who finds neither may start a flight.
         let mut state = self.lock();
-        if let Some(token) = self.at_hand(want) {
+        if let Some(token) = self.at_hand(want, now) {
             return Ok(Found::Token(token));
         }
+        let now = now.monotonic;
         if let Some(flight) = state.flight.as_ref().filter(|flight| now < flight.ends_by) {
             return Ok(Found::Flight(flight.outcome.clone()));
         }
@@ -270,6 +276,8 @@ impl TokenCache {
             return Ok(Found::Grounded(grounding));
         }
         if let Some(grounding) = state.ground_without_budget(now) {
+            drop(state);
+            grounding.trace();
             return Ok(Found::Grounded(grounding));
         }
         let reason = match want {
@@ -280,10 +288,10 @@ impl TokenCache {
         Ok(Found::Flight(self.fly(state, &runtime, reason)))
     }
 
-    fn at_hand(&self, want: Want) -> Option<Arc<Token>> {
+    fn at_hand(&self, want: Want, now: Moment) -> Option<Arc<Token>> {
         let token = self.current.load_full()?;
         let serves = match want {
-            Want::Good => !token.is_expired(self.clock.now()),
+            Want::Good => !token.is_expired(now),
             Want::Newer(rejected, _) => token.generation() > rejected,
             Want::Forced => false,
         };
@@ -300,11 +308,11 @@ impl TokenCache {
         let ends_by = Instant::now() + self.limits.flight;
         state.flights_begun += 1;
         let number = state.flights_begun;
-        let (flight, outcome) = Flight::start(self, number, reason, ends_by);
+        let (flight, outcome) = Flight::new(self, number, reason, ends_by);
         state.flight = Some(CurrentFlight { number, outcome: outcome.clone(), ends_by: ends_by + GRACE });
-        // A runtime that is shutting down drops the flight at once, and a dropped flight lands.
         drop(state);
-        runtime.spawn(flight);
+        // A runtime that is shutting down drops the flight at once; a dropped flight lands, which takes the lock.
+        flight.spawn(runtime);
         outcome
     }
 
@@ -321,76 +329,61 @@ impl TokenCache {
         self.lock().budget.free_at(Instant::now())
     }
 
-    /// Publishes the token, remembers a failure, and ends the flight; all under one lock.
+    /// Publishes the token or remembers the failure, and ends the flight, all under one lock.
     pub(crate) fn land(&self, number: u64, reason: Reason, result: Result<IssuedToken, FlightError>) -> Outcome {
+        let (now, draw) = (Instant::now(), self.clock.draw());
         let mut state = self.lock();
         if state.flight.take_if(|flight| flight.number == number).is_none() {
             // Another flight has taken over while this one's runtime stood still.
             return Err(AuthError::Interrupted);
         }
         match result {
-            Ok(issued) => Ok(self.publish(&mut state, reason, issued)),
+            Ok(issued) => {
+                let (token, is_new) = self.publish(&mut state, reason, issued, now, draw);
+                drop(state);
+                trace_token(&token, is_new, reason);
+                Ok(token)
+            }
             Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
-            Err(FlightError::Failed(failure)) => Err(self.ground(&mut state, failure)),
+            Err(FlightError::Failed(failure)) => {
+                let grounding = state.ground_after(failure, now, draw);
+                drop(state);
+                grounding.trace();
+                Err(grounding.error)
+            }
         }
     }
 
-    fn publish(&self, state: &mut State, reason: Reason, issued: IssuedToken) -> Arc<Token> {
+    /// Makes the token the current one. It is a new one unless it is the same text: what was rejected once is no newer
+    /// for being sent again, so its generation stays, and only its end is news.
+    fn publish(
+        &self,
+        state: &mut State,
+        reason: Reason,
+        issued: IssuedToken,
+        now: Instant,
+        draw: f64,
+    ) -> (Arc<Token>, bool) {
         state.grounded = None;
         state.failures = Failures::default();
         let before = self.current.load();
-        let unchanged = before.as_ref().filter(|token| token.header() == issued.header);
-        let (generation, unchanged_refreshes) = match unchanged {
-            // What was rejected once is no newer for being sent again: the generation stays. Only its end is news.
+        let same = before.as_ref().filter(|token| token.header() == issued.header);
+        let (generation, unchanged_refreshes) = match same {
             Some(token) => (token.generation(), token.unchanged_refreshes() + u32::from(reason == Reason::Due)),
             None => (before.as_ref().map_or(0, |token| token.generation()) + 1, 0),
         };
-        let token = Arc::new(Token::new(issued, generation, unchanged_refreshes, self.clock.draw()));
-        let lifetime = token.lifetime().as_secs();
-        match (unchanged.is_some(), reason) {
-            (false, _) => {
-                self.evidence.begin(generation);
-                if let Reason::Rejected(kind) = reason {
-                    state.ladders.of(kind).try_out(generation);
-                }
-                tracing::info!(generation, lifetime, "new access token");
+        let token = Arc::new(Token::new(issued, generation, unchanged_refreshes, draw));
+        if same.is_none() {
+            self.evidence.begin(generation);
+        }
+        if let Reason::Rejected(kind) = reason {
+            match same {
+                Some(_) => state.ladders.of(kind).did_not_help(now),
+                None => state.ladders.of(kind).try_out(generation),
             }
-            (true, Reason::Rejected(kind)) => {
-                state.ladders.of(kind).did_not_help(Instant::now());
-                tracing::warn!(generation, lifetime, "the token endpoint returned the rejected token again");
-            }
-            (true, _) => tracing::debug!(generation, lifetime, "the same access token again"),
         }
         self.current.store(Some(Arc::clone(&token)));
-        token
-    }
-
-    fn ground(&self, state: &mut State, failure: Failure) -> AuthError {
-        let now = Instant::now();
-        let failures = &mut state.failures;
-        let wait = match &failure.kind {
-            FailureKind::Transient(_) => {
-                failures.transient += 1;
-                backoff::after_transient(failures.transient).max(failure.retry_after.unwrap_or_default())
-            }
-            FailureKind::RateLimited => {
-                failures.rate_limited += 1;
-                backoff::after_rate_limit(failures.rate_limited, failure.retry_after, self.clock.draw())
-            }
-            FailureKind::Terminal { .. } => {
-                failures.terminal += 1;
-                backoff::after_terminal(failures.terminal)
-            }
-        };
-        let until = state.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
-        let retry_at = RetryAt(until);
-        let error = match failure.kind {
-            FailureKind::Transient(fault) => AuthError::Unavailable { cause: Arc::new(fault), retry_at },
-            FailureKind::RateLimited => AuthError::RateLimited { retry_at },
-            FailureKind::Terminal { status, code } => AuthError::Refused { status, code, retry_at },
-        };
-        state.ground(Grounding { until, error: error.clone() }, now);
-        error
+        (token, same.is_none())
     }
 
     pub(crate) fn current(&self) -> Option<Arc<Token>> {
@@ -426,6 +419,11 @@ impl Grounding {
     fn outlasts(&self, give_up_at: Instant) -> bool {
         self.until > give_up_at || !self.error.is_retryable()
     }
+
+    fn trace(&self) {
+        let seconds = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
+        tracing::warn!(seconds, error = %Chain(&self.error), "grounded");
+    }
 }
 
 impl State {
@@ -437,21 +435,55 @@ impl State {
         self.grounded.as_ref().is_some_and(|grounding| now < grounding.until)
     }
 
+    fn ground_after(&mut self, failure: Failure, now: Instant, draw: f64) -> Grounding {
+        let failures = &mut self.failures;
+        let wait = match &failure.kind {
+            FailureKind::Transient(_) => {
+                failures.transient += 1;
+                backoff::after_transient(failures.transient).max(failure.retry_after.unwrap_or_default())
+            }
+            FailureKind::RateLimited => {
+                failures.rate_limited += 1;
+                backoff::after_rate_limit(failures.rate_limited, failure.retry_after, draw)
+            }
+            FailureKind::Terminal { .. } => {
+                failures.terminal += 1;
+                backoff::after_terminal(failures.terminal)
+            }
+        };
+        // A wait that ends without room in the budget would only be followed by another one.
+        let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
+        let retry_at = RetryAt(until);
+        let error = match failure.kind {
+            FailureKind::Transient(fault) => AuthError::Unavailable { cause: Arc::new(fault), retry_at },
+            FailureKind::RateLimited => AuthError::RateLimited { retry_at },
+            FailureKind::Terminal { status, code } => AuthError::Refused { status, code, retry_at },
+        };
+        let grounding = Grounding { until, error };
+        self.grounded = Some(grounding.clone());
+        grounding
+    }
+
     /// Grounds the cache if the budget has no room.
     fn ground_without_budget(&mut self, now: Instant) -> Option<Grounding> {
         let until = self.budget.free_at(now)?;
         let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
         // One that lasts longer has a better reason.
         if self.grounded.as_ref().is_none_or(|grounded| grounded.until < until) {
-            self.ground(grounding.clone(), now);
+            self.grounded = Some(grounding.clone());
         }
         Some(grounding)
     }
+}
 
-    fn ground(&mut self, grounding: Grounding, now: Instant) {
-        let seconds = (grounding.until - now).as_secs_f64();
-        tracing::warn!(seconds, error = %Chain(&grounding.error), "grounded");
-        self.grounded = Some(grounding);
+fn trace_token(token: &Token, is_new: bool, reason: Reason) {
+    let (generation, lifetime) = (token.generation(), token.lifetime().as_secs());
+    match (is_new, reason) {
+        (true, _) => tracing::info!(generation, lifetime, "new access token"),
+        (false, Reason::Rejected(_)) => {
+            tracing::warn!(generation, lifetime, "the token endpoint returned the rejected token again");
+        }
+        (false, _) => tracing::debug!(generation, lifetime, "the same access token again"),
     }
 }
 

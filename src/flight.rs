@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{Instant, sleep_until},
 };
@@ -13,9 +14,9 @@ use tracing::Instrument;
 
 use crate::{
     Rejection, backoff,
-    cache::{Limits, Outcome, TokenCache},
+    cache::{Outcome, TokenCache},
     clock::Clock,
-    endpoint::{Failure, FailureKind, TokenEndpoint},
+    endpoint::{Failure, FailureKind},
     token::IssuedToken,
 };
 
@@ -45,35 +46,26 @@ pub(crate) struct Flight {
     cache: Weak<TokenCache>,
     number: u64,
     reason: Reason,
-    source: TokenEndpoint,
-    clock: Clock,
-    limits: Limits,
     ends_by: Instant,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
 impl Flight {
-    /// The flight, to be spawned, and where its waiters hear of it. From here on it lands, even if it never runs.
-    pub(crate) fn start(
+    /// A flight, and where its waiters hear of it. From here on it lands, even if it is never spawned.
+    pub(crate) fn new(
         cache: &Arc<TokenCache>,
         number: u64,
         reason: Reason,
         ends_by: Instant,
-    ) -> (impl Future<Output = ()> + Send + 'static, watch::Receiver<Option<Outcome>>) {
+    ) -> (Self, watch::Receiver<Option<Outcome>>) {
         let (sender, outcome) = watch::channel(None);
-        let flight = Self {
-            cache: Arc::downgrade(cache),
-            number,
-            reason,
-            source: cache.source.clone(),
-            clock: cache.clock.clone(),
-            limits: cache.limits.clone(),
-            ends_by,
-            outcome: sender,
-        };
+        (Self { cache: Arc::downgrade(cache), number, reason, ends_by, outcome: sender }, outcome)
+    }
+
+    pub(crate) fn spawn(self, runtime: &Handle) {
         // It serves many requests, so it belongs under none of their spans.
-        let span = tracing::info_span!(parent: None, "token_flight", %reason);
-        (flight.run().instrument(span), outcome)
+        let span = tracing::info_span!(parent: None, "token_flight", reason = %self.reason);
+        runtime.spawn(self.run().instrument(span));
     }
 
     async fn run(self) {
@@ -87,20 +79,24 @@ impl Flight {
     }
 
     async fn attempts(&self) -> Result<IssuedToken, FlightError> {
+        let (source, clock, limits) = {
+            let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
+            (cache.source.clone(), cache.clock.clone(), cache.limits.clone())
+        };
         let mut failed = 0;
         loop {
             let counted = self.cache.upgrade().is_some_and(|cache| cache.take_attempt(self.number));
             if !counted {
                 return Err(FlightError::Interrupted);
             }
-            let deadline = self.ends_by.min(Instant::now() + self.limits.attempt);
-            let failure = match self.source.attempt(&self.clock, deadline).await {
+            let deadline = self.ends_by.min(Instant::now() + limits.attempt);
+            let failure = match source.attempt(&clock, deadline).await {
                 Ok(issued) => return Ok(issued),
                 Err(failure) => failure,
             };
             failed += 1;
             tracing::debug!(attempt = failed, failure = %failure.kind, "token request failed");
-            match self.next_attempt(&failure, failed) {
+            match self.next_attempt(&failure, failed, &clock) {
                 Some(at) => sleep_until(at).await,
                 None => return Err(FlightError::Failed(failure)),
             }
@@ -108,13 +104,13 @@ impl Flight {
     }
 
     /// When to try again, if that fits into the flight.
-    fn next_attempt(&self, failure: &Failure, failed: u32) -> Option<Instant> {
+    fn next_attempt(&self, failure: &Failure, failed: u32, clock: &Clock) -> Option<Instant> {
         let pause = match &failure.kind {
             FailureKind::Terminal { .. } => return None,
-            FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, self.clock.draw()),
+            FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
             FailureKind::Transient(_) => failure.retry_after.unwrap_or_default(),
         };
-        let pause = pause.max(backoff::between_attempts(failed, self.clock.draw()));
+        let pause = pause.max(backoff::between_attempts(failed, clock.draw()));
         let at = Instant::now() + pause;
         let at = self.cache.upgrade()?.room_at().map_or(at, |room_at| room_at.max(at));
         (at < self.ends_by).then_some(at)

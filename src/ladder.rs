@@ -91,12 +91,15 @@ impl Ladder {
         }
     }
 
-    /// The API rejected this generation. Whether that made the ladder climb.
-    pub(crate) fn rejected(&mut self, generation: u64, now: Instant) -> bool {
+    /// The API rejected this generation, so many times in a row since it accepted it. Whether that is a renewal that did
+    /// not help.
+    pub(crate) fn rejected(&mut self, generation: u64, in_a_row: u32, now: Instant) -> bool {
         let climbs = self.on_trial == Some(generation);
         if climbs {
             self.judged = generation;
             self.did_not_help(now);
+        } else {
+            self.weigh(in_a_row);
         }
         climbs
     }
@@ -120,8 +123,8 @@ impl Ladder {
         }
     }
 
-    /// So many rejections in a row came after the token was accepted: enough of them end the cooling.
-    pub(crate) fn weigh(&mut self, rejections_in_a_row: u32) {
+    /// Enough rejections in a row, after the token was accepted, end the cooling.
+    fn weigh(&mut self, rejections_in_a_row: u32) {
         if self.cooling_until.is_some() && rejections_in_a_row >= self.telling {
             self.useless = 0;
             self.cooling_until = None;
