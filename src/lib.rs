@@ -1,4 +1,133 @@
 //! Tower middleware that gives every request to APSIS One a valid bearer token.
+//!
+//! [`ApsisAuthLayer`] wraps any `tower::Service<http::Request<B>>`. The layer trades the client credentials for an access
+//! token, keeps it, renews it, and replays a request whose token the API rejected; nobody above or below has to know.
+//!
+//! ```
+//! # #[cfg(feature = "emulator")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower::BoxError> {
+//! use apsis_auth::{ApsisAuthLayer, emulator::Emulator};
+//! use bytes::Bytes;
+//! use http::{Request, StatusCode};
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! // APSIS One in a process, in place of an account and an HTTPS client.
+//! let apsis = Emulator::new();
+//! let auth = ApsisAuthLayer::builder(apsis.api_key().credentials(), "https://api.apsis.one")
+//!     .transport(apsis.clone())
+//!     .build()?;
+//! let client = ServiceBuilder::new().layer(auth).service(apsis.clone());
+//!
+//! let keyspaces = || Request::get("https://api.apsis.one/audience/keyspaces").body(Full::<Bytes>::default());
+//! assert_eq!(client.clone().oneshot(keyspaces()?).await?.status(), StatusCode::OK);
+//!
+//! apsis.revoke_tokens();
+//! assert_eq!(client.oneshot(keyspaces()?).await?.status(), StatusCode::OK);
+//! assert_eq!(apsis.counters().tokens_issued, 2);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "emulator"))]
+//! # fn main() {}
+//! ```
+//!
+//! # What it promises
+//!
+//! 1. A request never waits for a token while a valid one is at hand, not even during a refresh.
+//! 2. However many requests want a token, one token request is in flight. All share its result, a failure included.
+//! 3. A token the API rejects is replaced once, for all requests it was rejected for; each is replayed once.
+//! 4. One process keeps to its budget of token requests a minute, whatever the API, the token endpoint, the clock or the
+//!    caller does.
+//! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
+//!    host, port) of the base URL; `CONNECT` never is.
+//! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
+//! 7. Nothing is lost: what cannot be renewed or replayed comes back as the API said it, body and all.
+//!
+//! And the sentence that decides most questions: a token stays current until a newer one replaces it or it expires; a
+//! rejection starts a renewal and does nothing else. No request is sent twice with one generation.
+//!
+//! # Words
+//!
+//! A **flight** is the one token request under way, its repetitions included; each HTTP request of it is an **attempt**.
+//! A token's **generation** is its number in this process. A token is **due** when it is time to **refresh** it; within its
+//! **margin** before the expiry it counts as expired. A token the API **rejected** is **renewed**, and the request is
+//! **replayed**. After a failed flight the layer is **grounded**: no flight before a given moment.
+//!
+//! # Defaults
+//!
+//! | what | default |
+//! | --- | --- |
+//! | region or base URL | none: a silent EU would fail APAC |
+//! | token requests in any minute, per process | 4 |
+//! | longest wait of a request for a token | 30 s |
+//! | one attempt, from connect to the last byte | 15 s (connect: 5 s in the default transport) |
+//! | one flight | 30 s |
+//! | size of the token endpoint's answer | at most 64 KiB |
+//! | refresh is due | at a draw between 75 and 90 % of the lifetime, once per token |
+//! | margin | the smaller of 60 s and a tenth of the lifetime |
+//! | pauses within a flight | 2 s, doubling, each drawn from its upper half |
+//! | grounded after a transient failure | 5 s, doubling to 60 s |
+//! | grounded after 429 | `Retry-After` (at most 15 min) and up to a tenth; without it 60 s and a draw from 60 s, doubling, at most 1 h |
+//! | grounded after a refusal | 30 s, doubling to 15 min |
+//! | renewals that did not help | 401: 15, 30, 60, 60 … s; 403: 1, 2, 4, 8, 15, 15 … min |
+//!
+//! A request waits through a grounding that ends within its longest wait, unless the credentials were refused. Otherwise
+//! it fails at once with the error of the failed flight, which says when the token endpoint is asked again. A valid token is
+//! served throughout.
+//!
+//! A 403 may mean a dead token or a missing right. When renewals for it do not help, the ladder of pauses is climbed; it is
+//! left at once by a renewal that helped, and when the token was accepted since and three rejections in a row follow.
+//! Where that turns out wrong, it takes twice as many the next time, at most 48.
+//!
+//! # The stack
+//!
+//! The layer needs an inner service that is `Clone`. A request with a good token takes the ready one; one that has to wait
+//! for a token gives it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too,
+//! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones are.
+//!
+//! Waiting for a token needs a tokio runtime with a timer ([`AuthError::NoRuntime`] where there is no runtime; tokio
+//! panics where one has no timer). A good token is served without either.
+//!
+//! # Tracing
+//!
+//! Under the target `apsis_auth`. A healthy day is one `INFO` line per new token.
+//!
+//! | what | level | fields |
+//! | --- | --- | --- |
+//! | span `token_flight`, a root | `INFO` | `reason`: `cold`, `due`, `rejected` or `forced` |
+//! | new access token | `INFO` | `generation`, `lifetime` in seconds |
+//! | the same access token again | `DEBUG`, `WARN` if it was rejected | `generation`, `lifetime` |
+//! | token request failed | `DEBUG` | `attempt`, counted from 1; `failure` |
+//! | grounded | `WARN` | `seconds`, `error` |
+//! | token rejected | `DEBUG` | `generation`, `kind` |
+//! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
+//! | replay, replay accepted | `DEBUG` | `generation` |
+//! | no renewal | `DEBUG` | `generation`, `error` |
+//!
+//! # Where things are
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `layer.rs` | [`ApsisAuthLayer`] and its builder |
+//! | `service.rs` | [`ApsisAuth`]: stamp a request or wait |
+//! | `future.rs` | [`ResponseFuture`]: wait, send, renew, replay |
+//! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
+//! | `rejection.rs` | is this response the token's fault? |
+//! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
+//! | `cache.rs` | the current token, who may start a flight, grounding; the only file that locks |
+//! | `flight.rs` | the attempts of a flight and its landing |
+//! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
+//! | `endpoint.rs` | the token request and what each answer means |
+//! | `backoff.rs` | when to ask again, and `Retry-After` |
+//! | `budget.rs` | token requests per minute |
+//! | `token.rs` | [`AccessToken`]: header, lifetime, margin, next look |
+//! | `clock.rs` | the wall clock and random numbers, which tests set |
+//! | `credentials.rs` | [`ClientCredentials`], [`Region`] |
+//! | `handle.rs` | [`TokenHandle`] and its [`Snapshot`] |
+//! | `client.rs` | the default transport (feature `client`) |
+//! | `error.rs` | [`AuthError`], [`BuildError`] |
+//! | `emulator/` | APSIS One in a process (feature `emulator`) |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -38,3 +167,8 @@ pub use rejection::{Rejection, default_rejection_rule};
 pub use replay::ReplayableBody;
 pub use service::ApsisAuth;
 pub use token::AccessToken;
+
+/// The README's example compiles.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -98,6 +98,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
+    #[cfg(feature = "client")]
     pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
