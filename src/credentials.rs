@@ -33,15 +33,16 @@ impl ClientCredentials {
     /// # Errors
     ///
     /// [`BuildError::EmptyClientId`] and [`BuildError::EmptyClientSecret`] if one is empty or blank.
-    pub fn new(client_id: impl Into<String>, client_secret: impl Into<SecretString>) -> Result<Self, BuildError> {
-        let (id, secret) = (client_id.into(), client_secret.into());
+    pub fn new(client_id: impl Into<String>, client_secret: impl Into<String>) -> Result<Self, BuildError> {
+        // What was given is wiped, too.
+        let (id, secret) = (client_id.into(), Zeroizing::new(client_secret.into()));
         if id.trim().is_empty() {
             return Err(BuildError::EmptyClientId);
         }
-        if secret.expose_secret().trim().is_empty() {
+        if secret.trim().is_empty() {
             return Err(BuildError::EmptyClientSecret);
         }
-        Ok(Self { id, secret })
+        Ok(Self { id, secret: SecretString::from(secret.as_str()) })
     }
 
     /// Credentials from the environment: `APSIS_CLIENT_ID` and `APSIS_CLIENT_SECRET`, or the files that

@@ -199,7 +199,7 @@ pub enum BuildError {
     #[error("the base URL {url:?} cannot be used: {problem}")]
     #[non_exhaustive]
     BaseUrl {
-        /// What was given, without any user information.
+        /// What was given, without user information and query.
         url: String,
         /// What is wrong with it.
         problem: &'static str,

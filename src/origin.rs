@@ -1,5 +1,7 @@
 //! Which requests are in scope: those to the origin (scheme, host, port; RFC 9110 §4.3.1) the token is meant for.
 
+use std::fmt;
+
 use http::{
     HeaderMap, Method, Request, Uri, header,
     uri::{Authority, Scheme},
@@ -20,7 +22,7 @@ use crate::{Region, error::BuildError};
 /// let emulator = BaseUrl::from("http://127.0.0.1:8080");
 /// # let _ = (eu, emulator);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl(String);
 
 impl BaseUrl {
@@ -56,12 +58,21 @@ impl BaseUrl {
         Ok((Origin { scheme, host, port, default_port }, endpoint))
     }
 
-    /// The text for an error: whatever stands before an `@` may be a password.
+    /// The text for an error: what stands before an `@` or in a query may be a password.
     fn printable(&self) -> String {
-        match self.0.rsplit_once('@') {
-            Some((_, host)) => format!("…@{host}"),
-            None => self.0.clone(),
+        let end = self.0.find(['?', '#']).unwrap_or(self.0.len());
+        let (url, rest) = self.0.split_at(end);
+        let shown = url.rsplit_once('@').map_or(url.to_owned(), |(_, host)| format!("…@{host}"));
+        match rest.chars().next() {
+            Some(delimiter) => format!("{shown}{delimiter}…"),
+            None => shown,
         }
+    }
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BaseUrl").field(&self.printable()).finish()
     }
 }
 

@@ -13,6 +13,7 @@ use http::{HeaderMap, StatusCode, header};
 /// assert_eq!(default_rejection_rule(StatusCode::NOT_FOUND, &headers), None);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Rejection {
     /// The answer says that the token is not valid: 401.
     Unauthorized,
