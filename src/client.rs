@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The transport that token requests take unless the builder is given another one: HTTP/1.1 over hyper and rustls.
 ///
 /// Servers are trusted by the platform's root certificates (on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name others)
-/// and those that are added. It takes 5 seconds to connect at most, follows no redirect, and keeps no connection: token
+/// and those that are added. It takes 5 seconds for a TCP connection at most, follows no redirect, and keeps no connection: token
 /// requests are a day apart, and a connection would belong to one runtime.
 ///
 /// To trust one more certificate, of a gateway or of the emulator:
@@ -63,6 +63,9 @@ impl HttpsTransport {
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|error| wrong(error.into()))?;
             roots.add(certificate).map_err(|error| wrong(error.into()))?;
+        }
+        if roots.is_empty() && !pem.is_empty() {
+            return Err(wrong("there is no certificate in the PEM".into()));
         }
         let mut platform = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(platform.certs);

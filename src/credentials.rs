@@ -1,8 +1,9 @@
 //! The client credentials that are traded for a token, and the region they are good in.
 
-use std::{env, ffi::OsString, fmt, fs, path::PathBuf, str::FromStr};
+use std::{env, ffi::OsString, fmt, fs, io, path::Path, str::FromStr};
 
-use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
 
 use crate::error::BuildError;
 
@@ -52,8 +53,8 @@ impl ClientCredentials {
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] that names the variable if it is missing, given both as a value and as a file, not UTF-8 or
-    /// empty, or if its file cannot be read.
+    /// A [`BuildError`] that names the variable if it is missing or empty, given both as a value and as a file, or not
+    /// UTF-8, or if its file cannot be read; and those of [`new`](Self::new) for a value that is blank.
     pub fn from_env() -> Result<Self, BuildError> {
         Self::from_variables(|name| env::var_os(name))
     }
@@ -139,24 +140,202 @@ fn value_or_file(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Zeroizing<String>, BuildError> {
     let file_variable = format!("{name}_FILE");
-    match (variable(name), variable(&file_variable)) {
+    // An empty variable is how some platforms say that there is none.
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    match (set(name), set(&file_variable)) {
         (Some(_), Some(_)) => Err(BuildError::ValueAndFile { variable: name }),
         (Some(value), None) => {
             let value = value.into_string().map_err(|_| BuildError::NotUnicode { variable: name })?;
             Ok(Zeroizing::new(value))
         }
-        (None, Some(path)) => from_file(file_variable, PathBuf::from(path)),
+        (None, Some(path)) => from_file(&file_variable, Path::new(&path)),
         (None, None) => Err(BuildError::MissingVariable { variable: name }),
     }
 }
 
-fn from_file(variable: String, path: PathBuf) -> Result<Zeroizing<String>, BuildError> {
-    match fs::read_to_string(&path) {
+fn from_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, BuildError> {
+    let unreadable = |cause| BuildError::UnreadableFile { variable: variable.to_owned(), path: path.to_owned(), cause };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => Zeroizing::new(bytes),
+        Err(cause) => return Err(unreadable(cause)),
+    };
+    match str::from_utf8(&bytes) {
         Ok(text) => {
-            let text = Zeroizing::new(text);
-            let value = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+            let value = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
             Ok(Zeroizing::new(value.to_owned()))
         }
-        Err(cause) => Err(BuildError::UnreadableFile { variable, path, cause }),
+        Err(error) => Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, error))),
+    }
+}
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+mod tests {
+    use std::{
+        error::Error,
+        io,
+        path::PathBuf,
+        process,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_from_two_variables() {
+        let credentials = from(&[(CLIENT_ID, "my-id"), (CLIENT_SECRET, " my secret\n")]).unwrap();
+        assert_eq!((credentials.id(), credentials.secret()), ("my-id", " my secret\n"));
+    }
+
+    #[test]
+    fn either_may_be_in_a_file() {
+        let (id, secret) = (File::with(b"my-id\n"), File::with(b"my-secret\n"));
+        for variables in [
+            [(CLIENT_ID, "my-id"), ("APSIS_CLIENT_SECRET_FILE", secret.path())],
+            [("APSIS_CLIENT_ID_FILE", id.path()), (CLIENT_SECRET, "my-secret")],
+            [("APSIS_CLIENT_ID_FILE", id.path()), ("APSIS_CLIENT_SECRET_FILE", secret.path())],
+        ] {
+            let credentials = from(&variables).unwrap();
+            assert_eq!((credentials.id(), credentials.secret()), ("my-id", "my-secret"));
+        }
+    }
+
+    #[test]
+    fn one_newline_at_the_end_of_a_file_is_dropped_and_nothing_else() {
+        for (text, secret) in [
+            ("my-secret", "my-secret"),
+            ("my-secret\n", "my-secret"),
+            ("my-secret\r\n", "my-secret"),
+            ("my-secret\n\n", "my-secret\n"),
+            ("my-secret\r\n\r\n", "my-secret\r\n"),
+            ("my-secret\r", "my-secret\r"),
+            ("my-secret\r\r\n", "my-secret\r"),
+            (" my-\nsecret \n", " my-\nsecret "),
+            ("\nmy-secret", "\nmy-secret"),
+        ] {
+            let file = File::with(text.as_bytes());
+            let credentials = from(&[(CLIENT_ID, "my-id"), ("APSIS_CLIENT_SECRET_FILE", file.path())]).unwrap();
+            assert_eq!(credentials.secret(), secret, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_missing_is_named() {
+        let error = from(&[(CLIENT_SECRET, "my-secret")]).unwrap_err();
+        assert!(matches!(error, BuildError::MissingVariable { variable: CLIENT_ID }), "{error:?}");
+        let error = from(&[(CLIENT_ID, "my-id")]).unwrap_err();
+        assert!(matches!(error, BuildError::MissingVariable { variable: CLIENT_SECRET }), "{error:?}");
+        assert!(error.to_string().contains("APSIS_CLIENT_SECRET_FILE"), "{error}");
+    }
+
+    #[test]
+    fn a_value_and_a_file_are_one_too_many() {
+        let id = (CLIENT_ID, "my-id");
+        let error = from(&[id, ("APSIS_CLIENT_ID_FILE", "/id"), (CLIENT_SECRET, "my-secret")]).unwrap_err();
+        assert!(matches!(error, BuildError::ValueAndFile { variable: CLIENT_ID }), "{error:?}");
+        let error = from(&[id, (CLIENT_SECRET, " "), ("APSIS_CLIENT_SECRET_FILE", "/secret")]).unwrap_err();
+        assert!(matches!(error, BuildError::ValueAndFile { variable: CLIENT_SECRET }), "{error:?}");
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_is_as_good_as_none() {
+        let error = from(&[(CLIENT_ID, ""), (CLIENT_SECRET, "my-secret")]).unwrap_err();
+        assert!(matches!(error, BuildError::MissingVariable { variable: CLIENT_ID }), "{error:?}");
+        let file = File::with(b"my-secret");
+        let secret = [(CLIENT_SECRET, ""), ("APSIS_CLIENT_SECRET_FILE", file.path())];
+        let credentials = from(&[(CLIENT_ID, "my-id"), ("APSIS_CLIENT_ID_FILE", ""), secret[0], secret[1]]).unwrap();
+        assert_eq!((credentials.id(), credentials.secret()), ("my-id", "my-secret"));
+    }
+
+    #[test]
+    fn a_value_that_is_blank_is_none() {
+        let error = from(&[(CLIENT_ID, " \n"), (CLIENT_SECRET, "my-secret")]).unwrap_err();
+        assert!(matches!(error, BuildError::EmptyClientId), "{error:?}");
+        for blank in ["", " \n"] {
+            let file = File::with(blank.as_bytes());
+            let error = from(&[(CLIENT_ID, "my-id"), ("APSIS_CLIENT_SECRET_FILE", file.path())]).unwrap_err();
+            assert!(matches!(error, BuildError::EmptyClientSecret), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_variable() {
+        let missing = File::with(b"").path().to_owned();
+        let folder = env::temp_dir().to_str().unwrap().to_owned();
+        for path in [missing, folder] {
+            let error = from(&[("APSIS_CLIENT_ID_FILE", path.as_str()), (CLIENT_SECRET, "my-secret")]).unwrap_err();
+            let BuildError::UnreadableFile { variable, path: named, .. } = &error else { panic!("{error:?}") };
+            assert_eq!((variable.as_str(), named.to_str().unwrap()), ("APSIS_CLIENT_ID_FILE", path.as_str()));
+            assert!(error.source().is_some());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_cannot_be_read_and_is_not_shown() {
+        let file = File::with(b"my-secret\xff");
+        let error = from(&[(CLIENT_ID, "my-id"), ("APSIS_CLIENT_SECRET_FILE", file.path())]).unwrap_err();
+        let BuildError::UnreadableFile { cause, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(cause.kind(), io::ErrorKind::InvalidData);
+        assert!(!format!("{error} {error:?}").contains("my-secret"), "{error:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_unicode_is_named_and_not_shown() {
+        use std::os::unix::ffi::OsStringExt;
+
+        for name in [CLIENT_ID, CLIENT_SECRET] {
+            let error = ClientCredentials::from_variables(|variable| match variable {
+                CLIENT_ID | CLIENT_SECRET if variable != name => Some("another".into()),
+                _ => (variable == name).then(|| OsString::from_vec(b"my-secret\xff".into())),
+            })
+            .unwrap_err();
+            assert!(matches!(error, BuildError::NotUnicode { variable } if variable == name), "{error:?}");
+            assert!(!format!("{error} {error:?}").contains("my-secret"), "{error:?}");
+        }
+        let error = Region::from_variables(|_| Some(OsString::from_vec(b"eu\xff".into()))).unwrap_err();
+        assert!(matches!(error, BuildError::NotUnicode { variable: REGION }), "{error:?}");
+    }
+
+    #[test]
+    fn a_region_is_read_from_its_variable() {
+        assert_eq!(region(Some("APAC")).unwrap(), Region::Apac);
+        assert_eq!(region(Some("eu")).unwrap(), Region::Eu);
+        assert!(matches!(region(None), Err(BuildError::MissingRegion)));
+        assert!(matches!(region(Some("")), Err(BuildError::MissingRegion)));
+        assert!(matches!(region(Some("us")), Err(BuildError::UnknownRegion { name }) if name == "us"));
+    }
+
+    fn from(variables: &[(&str, &str)]) -> Result<ClientCredentials, BuildError> {
+        ClientCredentials::from_variables(|name| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    fn region(value: Option<&str>) -> Result<Region, BuildError> {
+        Region::from_variables(|name| value.filter(|_| name == "APSIS_REGION").map(OsString::from))
+    }
+
+    /// A file of a name of its own, removed again.
+    struct File(PathBuf);
+
+    impl File {
+        fn with(text: &[u8]) -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let path = env::temp_dir().join(format!("apsis-auth-{}-{number}", process::id()));
+            fs::write(&path, text).unwrap();
+            Self(path)
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().unwrap()
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong: [`BuildError`] when a layer is built, [`AuthError`] when a request needs a token.
 //!
-//! Neither contains a secret or a token, in any form of printing.
+//! Neither shows a secret or a token, in any form of printing. Of the token endpoint's answers they show the status and
+//! the OAuth `error` code, of a transport's failure the text, unless it has the secret in it.
 //!
 //! The layer's own failures come as a [`tower::BoxError`], as those of tower's layers do:
 //!
@@ -109,7 +110,8 @@ impl AuthError {
         !matches!(self, Self::Refused { .. } | Self::NoRuntime | Self::TooManyHeaders)
     }
 
-    /// When the token endpoint may be asked again. Until then a request that needs a token fails at once.
+    /// When the token endpoint is asked again. A request that needs a token waits for that if it may wait so long, and
+    /// fails at once if not.
     #[must_use]
     pub fn retry_at(&self) -> Option<std::time::Instant> {
         match self {
@@ -146,8 +148,8 @@ fn in_parentheses(code: Option<&str>) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// Neither the variable nor its `_FILE` twin is set.
-    #[error("{variable} is not set; set it, or {variable}_FILE to the path of a file with the value")]
+    /// Neither the variable nor its `_FILE` twin is set, or they are empty.
+    #[error("{variable} is not set or empty; set it, or {variable}_FILE to the path of a file with the value")]
     #[non_exhaustive]
     MissingVariable {
         /// The environment variable.

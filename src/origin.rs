@@ -60,12 +60,10 @@ impl BaseUrl {
 
     /// The text for an error: what stands before an `@` or in a query may be a password.
     fn printable(&self) -> String {
-        let end = self.0.find(['?', '#']).unwrap_or(self.0.len());
-        let (url, rest) = self.0.split_at(end);
-        let shown = url.rsplit_once('@').map_or(url.to_owned(), |(_, host)| format!("…@{host}"));
-        match rest.chars().next() {
-            Some(delimiter) => format!("{shown}{delimiter}…"),
-            None => shown,
+        let (before, rest) = self.0.rsplit_once('@').map_or(("", self.0.as_str()), |(_, rest)| ("…@", rest));
+        match rest.split_once(['?', '#']) {
+            Some((shown, _)) => format!("{before}{shown}…"),
+            None => format!("{before}{rest}"),
         }
     }
 }
