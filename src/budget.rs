@@ -8,51 +8,49 @@ use tokio::time::Instant;
 /// not known, so this one does.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Attempts of the last minute, oldest first; never more of them than the limit.
+/// Attempts of the last minute. An attempt counts from its start until a minute after its end: somewhere between the
+/// two, after names were looked up and connections made, the server counted it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: NonZeroU32,
-    attempts: VecDeque<Instant>,
+    /// When the attempts ended, oldest first; never more of them than the limit.
+    ended: VecDeque<Instant>,
+    /// There is never more than one, as there is never more than one flight.
+    is_running: bool,
 }
 
 impl Budget {
     pub(crate) fn new(limit: NonZeroU32) -> Self {
-        Self { limit, attempts: VecDeque::new() }
+        Self { limit, ended: VecDeque::new(), is_running: false }
     }
 
-    /// Counts an attempt made at `now`, or says when there is room for one.
-    pub(crate) fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        match self.free_at(now) {
-            Some(free_at) => Err(free_at),
-            None => {
-                self.attempts.push_back(now);
-                Ok(())
-            }
+    /// Starts an attempt. Whether there was room for it.
+    pub(crate) fn start(&mut self, now: Instant) -> bool {
+        let room = self.left_at(now) > 0;
+        self.is_running |= room;
+        room
+    }
+
+    /// Ends the attempt that is running, if one is.
+    pub(crate) fn end(&mut self, now: Instant) {
+        if self.is_running {
+            self.is_running = false;
+            self.ended.push_back(now);
         }
     }
 
-    /// When there is room for an attempt; `None` where there is now.
+    /// When there is room for an attempt, now that none is running; `None` where there is now.
     pub(crate) fn free_at(&mut self, now: Instant) -> Option<Instant> {
-        self.forget(now);
-        if self.left() > 0 { None } else { self.attempts.front().map(|&oldest| oldest + WINDOW) }
+        let full = self.left_at(now) == 0;
+        self.ended.front().filter(|_| full).map(|&oldest| oldest + WINDOW)
     }
 
     /// How many attempts may be made at `now`.
     pub(crate) fn left_at(&mut self, now: Instant) -> u32 {
-        self.forget(now);
-        self.left()
-    }
-
-    fn left(&self) -> u32 {
-        let used = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
-        self.limit.get().saturating_sub(used)
-    }
-
-    /// An attempt leaves the window when it is a minute old, to the nanosecond: at that moment the next one is the
-    /// first of a new minute.
-    fn forget(&mut self, now: Instant) {
-        while self.attempts.front().is_some_and(|&oldest| now.saturating_duration_since(oldest) >= WINDOW) {
-            self.attempts.pop_front();
+        while self.ended.front().is_some_and(|&oldest| now.saturating_duration_since(oldest) >= WINDOW) {
+            self.ended.pop_front();
         }
+        let used = self.ended.len() + usize::from(self.is_running);
+        self.limit.get().saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
     }
 }

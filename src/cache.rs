@@ -14,8 +14,8 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tokio::{
     runtime::Handle,
-    sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -39,6 +39,8 @@ pub(crate) struct TokenCache {
     current: ArcSwapOption<Token>,
     evidence: Evidence,
     state: Mutex<State>,
+    /// Told of each token, for those who wait for the end of a grounding.
+    landed: Notify,
     pub(crate) source: TokenEndpoint,
     pub(crate) clock: Clock,
     pub(crate) limits: Limits,
@@ -64,6 +66,7 @@ struct State {
     ladders: Ladders,
 }
 
+#[derive(Clone)]
 struct CurrentFlight {
     number: u64,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -106,7 +109,7 @@ enum Want {
 /// What there is for a waiter.
 enum Found {
     Token(Arc<Token>),
-    Flight(watch::Receiver<Option<Outcome>>),
+    Flight(CurrentFlight),
     Grounded(Grounding),
 }
 
@@ -123,6 +126,7 @@ impl TokenCache {
                 budget: Budget::new(budget),
                 ladders: Ladders::default(),
             }),
+            landed: Notify::new(),
             source,
             clock,
             limits,
@@ -167,37 +171,47 @@ impl TokenCache {
     pub(crate) async fn get(self: Arc<Self>) -> Outcome {
         match self.good_token() {
             Some(token) => Ok(token),
-            None => self.wait(Want::Good).await,
+            None => self.wait(Want::Good, self.limits.max_wait).await,
         }
+    }
+
+    /// Waits for a good token as long as the patience lasts, and returns what is left of that.
+    pub(crate) async fn wait_for_good(self: Arc<Self>, patience: Duration) -> Result<Duration, AuthError> {
+        let asked = Instant::now();
+        self.wait(Want::Good, patience).await?;
+        Ok(patience.saturating_sub(asked.elapsed()))
     }
 
     /// A token from a flight of its own or the one under way, whatever is at hand and however grounded.
     pub(crate) async fn force(self: Arc<Self>) -> Outcome {
-        self.wait(Want::Forced).await
+        self.wait(Want::Forced, self.limits.max_wait).await
     }
 
     /// Replaces the token of this generation, which the API rejected, unless that was done already.
     pub(crate) async fn renew(self: Arc<Self>, generation: u64, kind: Rejection) -> Result<(), AuthError> {
         self.rejected(generation, kind);
-        let token = self.wait(Want::Newer(generation, kind)).await?;
+        let token = self.wait(Want::Newer(generation, kind), self.limits.max_wait).await?;
         // A flight of another reason may have brought it; the replay puts it to the test all the same.
-        self.lock().ladders.of(kind).try_out(token.generation());
+        self.lock().ladders.of(kind).try_out(token.generation(), Instant::now());
         Ok(())
     }
 
     /// The same for the requests to come, when this one cannot be replayed: starts a flight and does not wait.
     pub(crate) fn renew_in_background(self: &Arc<Self>, generation: u64, kind: Rejection) {
         self.rejected(generation, kind);
-        if let Err(error) = self.find_or_fly(Want::Newer(generation, kind)) {
-            tracing::debug!(generation, %error, "no renewal");
-        }
+        let error = match self.find_or_fly(Want::Newer(generation, kind)) {
+            Ok(Found::Grounded(grounding)) => grounding.error,
+            Ok(_) => return,
+            Err(error) => error,
+        };
+        tracing::debug!(generation, %error, "no renewal");
     }
 
     fn refresh(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         let now = Instant::now();
         let mut state = self.lock();
-        if state.is_flying(now) || state.is_grounded(now) {
+        if state.flight(now).is_some() || state.is_grounded(now) {
             return;
         }
         match state.ground_without_budget(now) {
@@ -220,35 +234,54 @@ impl TokenCache {
         tracing::debug!(generation, "replay accepted");
     }
 
-    /// Takes note of a rejected request: of evidence, and of a renewal that did not help.
+    /// Takes note of a rejected replay: the renewal did not help.
     ///
-    /// `kind` is how the request was rejected first, if it is a replay: that ladder started the renewal.
-    pub(crate) fn rejected(&self, generation: u64, kind: Rejection) {
+    /// `kind` is how the request was rejected first: that ladder started the renewal.
+    pub(crate) fn replay_rejected(&self, generation: u64, kind: Rejection) {
+        if self.rejected(generation, kind) {
+            // The others of its kind are no evidence of anything new.
+            self.evidence.begin(generation);
+        }
+    }
+
+    /// Takes note of a rejected request: of evidence, and of a renewal that did not help. Whether its ladder climbed.
+    ///
+    /// Not every renewal is followed by a replay that tells. If its token was accepted since, it may have died only now:
+    /// the evidence of that is kept, so that three in a row end the cooling as ever.
+    fn rejected(&self, generation: u64, kind: Rejection) -> bool {
         tracing::debug!(generation, ?kind, "token rejected");
         let now = Instant::now();
         let in_a_row = self.evidence.rejected(generation);
         let climbed = self.lock().ladders.of(kind).rejected(generation, in_a_row, now);
         if climbed {
-            self.evidence.begin(generation);
             tracing::warn!(generation, ?kind, "the renewed token was rejected too");
         }
+        climbed
     }
 
-    async fn wait(self: &Arc<Self>, want: Want) -> Outcome {
+    async fn wait(self: &Arc<Self>, want: Want, patience: Duration) -> Outcome {
         // Timers need a runtime just as the flight does, and panic without one.
         Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
-        let give_up_at = Instant::now() + self.limits.max_wait;
+        let give_up_at = Instant::now() + patience;
         loop {
+            // Heeds what lands from here on, before the look at what there is.
+            let landed = self.landed.notified();
             match self.find_or_fly(want)? {
                 Found::Token(token) => return Ok(token),
                 Found::Grounded(grounding) if grounding.outlasts(give_up_at) => return Err(grounding.error),
-                Found::Grounded(grounding) => sleep_until(grounding.until).await,
-                Found::Flight(mut outcome) => {
-                    let landed = timeout_at(give_up_at, outcome.wait_for(Option::is_some)).await;
-                    let after = self.limits.max_wait;
-                    let landed = landed.map_err(|_| AuthError::TimedOut { after })?;
-                    let outcome = landed.ok().and_then(|outcome| outcome.clone());
-                    return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
+                Found::Grounded(grounding) => {
+                    let _ = timeout_at(grounding.until, landed).await;
+                }
+                Found::Flight(mut flight) => {
+                    let until = give_up_at.min(flight.ends_by);
+                    match timeout_at(until, flight.outcome.wait_for(Option::is_some)).await {
+                        Ok(outcome) => {
+                            let outcome = outcome.ok().and_then(|outcome| outcome.clone());
+                            return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
+                        }
+                        Err(_) if until < give_up_at => {}
+                        Err(_) => return Err(AuthError::TimedOut { after: self.limits.max_wait }),
+                    }
                 }
             }
         }
@@ -263,8 +296,8 @@ impl TokenCache {
             return Ok(Found::Token(token));
         }
         let now = now.monotonic;
-        if let Some(flight) = state.flight.as_ref().filter(|flight| now < flight.ends_by) {
-            return Ok(Found::Flight(flight.outcome.clone()));
+        if let Some(flight) = state.flight(now) {
+            return Ok(Found::Flight(flight.clone()));
         }
         if let Want::Newer(_, kind) = want
             && let Some(until) = state.ladders.of(kind).cooling_at(now)
@@ -299,29 +332,31 @@ impl TokenCache {
     }
 
     /// Starts a flight as a task of its own, so that no caller's cancellation reaches it.
-    fn fly(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        runtime: &Handle,
-        reason: Reason,
-    ) -> watch::Receiver<Option<Outcome>> {
+    fn fly(self: &Arc<Self>, mut state: MutexGuard<'_, State>, runtime: &Handle, reason: Reason) -> CurrentFlight {
         let ends_by = Instant::now() + self.limits.flight;
         state.flights_begun += 1;
         let number = state.flights_begun;
         let (flight, outcome) = Flight::new(self, number, reason, ends_by);
-        state.flight = Some(CurrentFlight { number, outcome: outcome.clone(), ends_by: ends_by + GRACE });
+        let current = CurrentFlight { number, outcome, ends_by: ends_by + GRACE };
+        state.flight = Some(current.clone());
         drop(state);
         // A runtime that is shutting down drops the flight at once; a dropped flight lands, which takes the lock.
         flight.spawn(runtime);
-        outcome
+        current
     }
 
-    /// Counts an attempt of the flight. Without room in the budget, or for a flight that does not count any more, there
-    /// is none.
-    pub(crate) fn take_attempt(&self, number: u64) -> bool {
+    /// Starts an attempt of the flight. There is none without room in the budget, or for a flight that does not count
+    /// any more.
+    pub(crate) fn start_attempt(&self, number: u64) -> bool {
         let mut state = self.lock();
-        let counts = state.flight.as_ref().is_some_and(|flight| flight.number == number);
-        counts && state.budget.take(Instant::now()).is_ok()
+        state.is_current(number) && state.budget.start(Instant::now())
+    }
+
+    pub(crate) fn end_attempt(&self, number: u64) {
+        let mut state = self.lock();
+        if state.is_current(number) {
+            state.budget.end(Instant::now());
+        }
     }
 
     /// When there is room for another attempt.
@@ -331,16 +366,20 @@ impl TokenCache {
 
     /// Publishes the token or remembers the failure, and ends the flight, all under one lock.
     pub(crate) fn land(&self, number: u64, reason: Reason, result: Result<IssuedToken, FlightError>) -> Outcome {
-        let (now, draw) = (Instant::now(), self.clock.draw());
+        let now = Instant::now();
+        // An interrupted flight lands from `drop`, where a source of random numbers that panics would end the process.
+        let draw = if matches!(result, Err(FlightError::Interrupted)) { 0.5 } else { self.clock.draw() };
         let mut state = self.lock();
-        if state.flight.take_if(|flight| flight.number == number).is_none() {
+        if !state.is_current(number) {
             // Another flight has taken over while this one's runtime stood still.
             return Err(AuthError::Interrupted);
         }
+        state.end_flight(now);
         match result {
             Ok(issued) => {
                 let (token, is_new) = self.publish(&mut state, reason, issued, now, draw);
                 drop(state);
+                self.landed.notify_waiters();
                 trace_token(&token, is_new, reason);
                 Ok(token)
             }
@@ -379,7 +418,7 @@ impl TokenCache {
         if let Reason::Rejected(kind) = reason {
             match same {
                 Some(_) => state.ladders.of(kind).did_not_help(now),
-                None => state.ladders.of(kind).try_out(generation),
+                None => state.ladders.of(kind).try_out(generation, now),
             }
         }
         self.current.store(Some(Arc::clone(&token)));
@@ -395,7 +434,7 @@ impl TokenCache {
         let now = Instant::now();
         let mut state = self.lock();
         let grounded = state.grounded.clone().filter(|grounding| now < grounding.until);
-        (state.is_flying(now), grounded, state.budget.left_at(now))
+        (state.flight(now).is_some(), grounded, state.budget.left_at(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -417,7 +456,7 @@ impl Grounding {
     /// Whether waiting for its end is of no use to a waiter who gives up at that moment. A terminal answer is not worth
     /// waiting for: somebody has to mend the key.
     fn outlasts(&self, give_up_at: Instant) -> bool {
-        self.until > give_up_at || !self.error.is_retryable()
+        self.until >= give_up_at || !self.error.is_retryable()
     }
 
     fn trace(&self) {
@@ -427,8 +466,21 @@ impl Grounding {
 }
 
 impl State {
-    fn is_flying(&self, now: Instant) -> bool {
-        self.flight.as_ref().is_some_and(|flight| now < flight.ends_by)
+    /// The flight under way. One that is long past its end is lost with its runtime, and does not count any more.
+    fn flight(&mut self, now: Instant) -> Option<&CurrentFlight> {
+        if self.flight.as_ref().is_some_and(|flight| now >= flight.ends_by) {
+            self.end_flight(now);
+        }
+        self.flight.as_ref()
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.flight.as_ref().is_some_and(|flight| flight.number == number)
+    }
+
+    fn end_flight(&mut self, now: Instant) {
+        self.flight = None;
+        self.budget.end(now);
     }
 
     fn is_grounded(&self, now: Instant) -> bool {
@@ -468,8 +520,9 @@ impl State {
     fn ground_without_budget(&mut self, now: Instant) -> Option<Grounding> {
         let until = self.budget.free_at(now)?;
         let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
-        // One that lasts longer has a better reason.
-        if self.grounded.as_ref().is_none_or(|grounded| grounded.until < until) {
+        // One that lasts longer has the better reason, and a refusal has to be seen.
+        let better = |grounded: &Grounding| grounded.until >= until || !grounded.error.is_retryable();
+        if !self.grounded.as_ref().is_some_and(better) {
             self.grounded = Some(grounding.clone());
         }
         Some(grounding)

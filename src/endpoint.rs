@@ -2,20 +2,25 @@
 
 use std::{
     borrow::Cow,
+    error::Error,
     fmt,
+    ops::Deref,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use secrecy::zeroize::Zeroizing;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, timeout_at},
+};
 use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
+use zeroize::Zeroizing;
 
 use crate::{
     ClientCredentials, backoff,
@@ -30,7 +35,8 @@ const LARGEST_ANSWER: usize = 64 * 1024;
 /// The codes of RFC 6749 §5.2 are a third as long.
 const LONGEST_ERROR_CODE: usize = 64;
 
-type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
+/// Its chunks stay what they are: turned into `Bytes`, some would be copied to memory that is not wiped.
+type AnswerBody = UnsyncBoxBody<Box<dyn Buf + Send>, BoxError>;
 pub(crate) type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<AnswerBody>, BoxError>;
 
 /// Where tokens come from.
@@ -55,7 +61,7 @@ impl TokenEndpoint {
         let exchange = self.transport.clone().oneshot(self.request());
         let answer = match timeout_at(deadline, exchange).await {
             Err(_) => return Err(too_late()),
-            Ok(Err(cause)) => return Err(Failure::transient(Fault::Transport(cause))),
+            Ok(Err(cause)) => return Err(Failure::transient(Fault::Transport(self.described(&*cause)))),
             Ok(Ok(answer)) => answer,
         };
         let (head, body) = answer.into_parts();
@@ -65,13 +71,12 @@ impl TokenEndpoint {
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Err(Failure { kind: FailureKind::Transient(Fault::Status(status)), retry_after })
             }
-            status if status.is_success() => match timeout_at(deadline, collect(body)).await {
-                Err(_) => Err(too_late()),
-                Ok(text) => {
-                    let date = backoff::date(&head.headers);
-                    text.and_then(|text| issued(&text, date, asked)).map_err(Failure::transient)
-                }
-            },
+            status if status.is_success() => {
+                let text = timeout_at(deadline, collect(body)).await.map_err(|_| too_late())?;
+                let text = text.map_err(|error| Failure::transient(self.unread(error)))?;
+                let issued = issued(&text, backoff::date(&head.headers), asked).map_err(Failure::transient)?;
+                if issued.is_expired(clock.now()) { Err(Failure::transient(Fault::Expired)) } else { Ok(issued) }
+            }
             status => {
                 // The status has decided. A body that never ends costs the code, nothing else.
                 let text = timeout_at(deadline, collect(body)).await.ok().and_then(Result::ok);
@@ -93,10 +98,25 @@ impl TokenEndpoint {
     /// The OAuth `error` code (RFC 6749 §5.2): the only text of the endpoint that is shown anywhere. So it must look
     /// like a code, and not be the secret sent back.
     fn error_code(&self, text: &[u8]) -> Option<Arc<str>> {
-        let code = serde_json::from_slice::<ErrorAnswer>(text).ok()?.error;
+        let code = Secret::from(serde_json::from_slice::<ErrorAnswer<'_>>(text).ok()?.error);
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
         let shown = code.len() <= LONGEST_ERROR_CODE && code.bytes().all(plain) && !code.is_empty();
-        (shown && !code.contains(self.credentials.secret())).then(|| code.into())
+        // Spaces around a secret may be lost on the way there and back.
+        (shown && !code.contains(self.credentials.secret().trim())).then(|| Arc::from(&*code))
+    }
+
+    /// What a transport says of its failure: the text alone, since its `Debug` may print a whole request, and not if
+    /// that quotes the secret.
+    fn described(&self, error: &(dyn Error + 'static)) -> BoxError {
+        let text = Chain(error).to_string();
+        if text.contains(self.credentials.secret()) { "the error quotes the request".into() } else { text.into() }
+    }
+
+    fn unread(&self, error: Unread) -> Fault {
+        match error {
+            Unread::TooLarge => Fault::TooLarge,
+            Unread::Broken(cause) => Fault::Body(self.described(&*cause)),
+        }
     }
 }
 
@@ -126,7 +146,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+    body.map_frame(|frame| frame.map_data(|data| Box::new(data) as Box<dyn Buf + Send>))
         .map_err(Into::into)
         .boxed_unsync()
 }
@@ -198,8 +218,42 @@ struct TokenAnswer<'a> {
 
 /// RFC 6749 §5.2.
 #[derive(Deserialize)]
-struct ErrorAnswer {
-    error: String,
+struct ErrorAnswer<'a> {
+    #[serde(borrow)]
+    error: Cow<'a, str>,
+}
+
+/// Text from JSON: a part of the answer's own memory, or, if it had escapes, a copy that is wiped as well. What the
+/// parser unescapes goes through a buffer of its own, which nobody wipes; a JWT has nothing to escape.
+enum Secret<'a> {
+    Borrowed(&'a str),
+    Owned(Zeroizing<String>),
+}
+
+impl<'a> From<Cow<'a, str>> for Secret<'a> {
+    fn from(text: Cow<'a, str>) -> Self {
+        match text {
+            Cow::Borrowed(text) => Self::Borrowed(text),
+            Cow::Owned(text) => Self::Owned(Zeroizing::new(text)),
+        }
+    }
+}
+
+impl Deref for Secret<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Borrowed(text) => text,
+            Self::Owned(text) => text,
+        }
+    }
+}
+
+/// Why a body was not read.
+enum Unread {
+    TooLarge,
+    Broken(BoxError),
 }
 
 fn form(credentials: &ClientCredentials) -> Bytes {
@@ -213,15 +267,16 @@ fn form(credentials: &ClientCredentials) -> Bytes {
 }
 
 /// The whole body, in memory that is wiped. One allocation: a buffer that grows leaves what it held behind.
-async fn collect(mut body: AnswerBody) -> Result<Zeroizing<Vec<u8>>, Fault> {
+async fn collect(mut body: AnswerBody) -> Result<Zeroizing<Vec<u8>>, Unread> {
     let mut text = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(Fault::Body)?;
-        let Some(data) = frame.data_ref() else { continue };
-        if data.len() > LARGEST_ANSWER - text.len() {
-            return Err(Fault::TooLarge);
+        // A body may be ready again and again with nothing. The clock gets its turn.
+        consume_budget().await;
+        let Ok(data) = frame.map_err(Unread::Broken)?.into_data() else { continue };
+        if data.remaining() > LARGEST_ANSWER - text.len() {
+            return Err(Unread::TooLarge);
         }
-        text.extend_from_slice(data);
+        text.put(data);
     }
     Ok(text)
 }
@@ -231,16 +286,13 @@ fn issued(text: &[u8], date: Option<SystemTime>, asked: Moment) -> Result<Issued
         // Not the error itself: it may quote what it read.
         Fault::NotAToken { line: error.line(), column: error.column() }
     })?;
-    let access_token = match answer.access_token {
-        Cow::Borrowed(text) => text,
-        Cow::Owned(text) => &Zeroizing::new(text),
-    };
+    let access_token = Secret::from(answer.access_token);
     // Required by RFC 6749 §5.1; only another type is a reason to refuse, since the API takes no other.
     if answer.token_type.is_some_and(|kind| !kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"))) {
         return Err(Fault::NotBearer);
     }
-    let header = bearer_header(access_token).ok_or(Fault::NotAHeader)?;
-    let lifetime = lifetime(access_token, answer.expires_in.as_ref(), date, asked.wall).ok_or(Fault::Expired)?;
+    let header = bearer_header(&access_token).ok_or(Fault::NotAHeader)?;
+    let lifetime = lifetime(&access_token, answer.expires_in.as_ref(), date, asked.wall).ok_or(Fault::Expired)?;
     Ok(IssuedToken { header, lifetime, asked })
 }
 

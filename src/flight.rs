@@ -14,9 +14,9 @@ use tracing::Instrument;
 
 use crate::{
     Rejection, backoff,
-    cache::{Outcome, TokenCache},
+    cache::{Limits, Outcome, TokenCache},
     clock::Clock,
-    endpoint::{Failure, FailureKind},
+    endpoint::{Failure, FailureKind, TokenEndpoint},
     token::IssuedToken,
 };
 
@@ -85,32 +85,50 @@ impl Flight {
         };
         let mut failed = 0;
         loop {
-            let counted = self.cache.upgrade().is_some_and(|cache| cache.take_attempt(self.number));
-            if !counted {
-                return Err(FlightError::Interrupted);
-            }
             let deadline = self.ends_by.min(Instant::now() + limits.attempt);
-            let failure = match source.attempt(&clock, deadline).await {
-                Ok(issued) => return Ok(issued),
-                Err(failure) => failure,
+            let failure = match self.attempt(&source, &clock, deadline).await {
+                Err(FlightError::Failed(failure)) => failure,
+                ended => return ended,
             };
             failed += 1;
             tracing::debug!(attempt = failed, failure = %failure.kind, "token request failed");
-            match self.next_attempt(&failure, failed, &clock) {
+            match self.next_attempt(&failure, failed, &clock, &limits) {
                 Some(at) => sleep_until(at).await,
                 None => return Err(FlightError::Failed(failure)),
             }
         }
     }
 
+    /// One HTTP request, counted in the budget.
+    async fn attempt(
+        &self,
+        source: &TokenEndpoint,
+        clock: &Clock,
+        deadline: Instant,
+    ) -> Result<IssuedToken, FlightError> {
+        let counts = self.cache.upgrade().is_some_and(|cache| cache.start_attempt(self.number));
+        if !counts {
+            return Err(FlightError::Interrupted);
+        }
+        let result = source.attempt(clock, deadline).await;
+        if let Some(cache) = self.cache.upgrade() {
+            cache.end_attempt(self.number);
+        }
+        result.map_err(FlightError::Failed)
+    }
+
     /// When to try again, if that fits into the flight.
-    fn next_attempt(&self, failure: &Failure, failed: u32, clock: &Clock) -> Option<Instant> {
-        let pause = match &failure.kind {
+    fn next_attempt(&self, failure: &Failure, failed: u32, clock: &Clock, limits: &Limits) -> Option<Instant> {
+        let asked_for = match &failure.kind {
             FailureKind::Terminal { .. } => return None,
             FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
             FailureKind::Transient(_) => failure.retry_after.unwrap_or_default(),
         };
-        let pause = pause.max(backoff::between_attempts(failed, clock.draw()));
+        // Nobody who waits now would see its end. They are told at once, and when to come back.
+        if asked_for > limits.max_wait {
+            return None;
+        }
+        let pause = asked_for.max(backoff::between_attempts(failed, clock.draw()));
         let at = Instant::now() + pause;
         let at = self.cache.upgrade()?.room_at().map_or(at, |room_at| room_at.max(at));
         (at < self.ends_by).then_some(at)

@@ -10,9 +10,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::{Request, Response, header::AUTHORIZATION, request};
+use http::{Request, Response, StatusCode, header::AUTHORIZATION, request};
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
@@ -40,7 +41,7 @@ use crate::{AuthError, Rejection, ReplayableBody, cache::Stamp, layer::Shared};
 pub enum AuthOutcome {
     /// The first answer was a rejection; this is the answer to the replay, rejected or not.
     Replayed,
-    /// Rejected, and the body could not be sent again. The token is being renewed for the next request.
+    /// Rejected, and the body could not be sent again. A renewal was asked for, for the next request.
     NotReplayable,
     /// Rejected, and no newer token could be had: cooling down after renewals that did not help, or a renewal that
     /// failed.
@@ -65,7 +66,7 @@ pin_project! {
 }
 
 /// Boxed because it is rare: a request with a good token that is not rejected has none.
-type Waiting = Pin<Box<dyn Future<Output = Result<(), AuthError>> + Send + Sync>>;
+type Waiting<T> = Pin<Box<dyn Future<Output = Result<T, AuthError>> + Send + Sync>>;
 
 pin_project! {
     #[project = StateProjection]
@@ -75,10 +76,10 @@ pin_project! {
         B: ReplayableBody,
     {
         OutOfScope { #[pin] answer: S::Future },
-        Waiting { waiting: Waiting, unsent: Option<Unsent<S, B>> },
+        Waiting { waiting: Waiting<Duration>, unsent: Option<Unsent<S, B>> },
         Readying { unsent: Option<Unsent<S, B>> },
         Sending { #[pin] answer: S::Future, sent: Option<Sent<S, B>> },
-        Renewing { waiting: Waiting, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
+        Renewing { waiting: Waiting<()>, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
         Failed { error: Option<AuthError> },
     }
 }
@@ -89,6 +90,8 @@ struct Unsent<S, B> {
     request: Request<B>,
     /// How it was rejected, if this is its replay.
     replays: Option<Rejection>,
+    /// How long it may still wait for a token.
+    patience: Duration,
 }
 
 /// What is kept of a request that was sent.
@@ -110,7 +113,8 @@ where
     }
 
     pub(crate) fn wait(inner: S, request: Request<B>, shared: Arc<Shared>) -> Self {
-        Self { state: State::wait(Unsent { inner, request, replays: None }, &shared), shared }
+        let patience = shared.cache.limits.max_wait;
+        Self { state: State::wait(Unsent { inner, request, replays: None, patience }, &shared), shared }
     }
 
     /// Sends by the service that is `ready`; `inner` is for the replay.
@@ -144,8 +148,8 @@ where
                     return Poll::Ready(Ok(marked(answer, AuthOutcome::OutOfScope)));
                 }
                 StateProjection::Waiting { waiting, unsent } => {
-                    ready!(waiting.as_mut().poll(cx))?;
-                    State::Readying { unsent: unsent.take() }
+                    let patience = ready!(waiting.as_mut().poll(cx))?;
+                    State::Readying { unsent: unsent.take().map(|unsent| Unsent { patience, ..unsent }) }
                 }
                 StateProjection::Readying { unsent } => {
                     let inner = &mut unsent.as_mut().expect(POLLED_AGAIN).inner;
@@ -193,8 +197,8 @@ where
     B: ReplayableBody,
 {
     fn wait(unsent: Unsent<S, B>, shared: &Shared) -> Self {
-        let token = Arc::clone(&shared.cache).get();
-        Self::Waiting { waiting: Box::pin(async { token.await.map(drop) }), unsent: Some(unsent) }
+        let waiting = Box::pin(Arc::clone(&shared.cache).wait_for_good(unsent.patience));
+        Self::Waiting { waiting, unsent: Some(unsent) }
     }
 }
 
@@ -205,10 +209,10 @@ where
 {
     /// Sends by the inner service, which is ready. That may have taken long: the token may have died meanwhile.
     fn send_or_wait(self, shared: &Shared) -> State<S, B> {
-        let Self { mut inner, request, replays } = self;
+        let Self { mut inner, request, replays, patience } = self;
         let Some(stamp) = shared.cache.stamp() else {
             // The ready one holds a slot; its clone does not.
-            return State::wait(Self { inner: inner.clone(), request, replays }, shared);
+            return State::wait(Self { inner: inner.clone(), request, replays, patience }, shared);
         };
         let generation = stamp.generation;
         if replays.is_some() {
@@ -236,22 +240,26 @@ where
         S: Service<Request<B>, Response = Response<ResBody>>,
     {
         let (cache, generation) = (&shared.cache, self.generation);
+        let status = answer.status();
+        let rejection = shared.rejection(status, answer.headers());
         // Of the answers that are no rejections, only a success proves that the token was looked at.
-        if answer.status().is_success() {
+        if rejection.is_none() && status.is_success() {
             cache.accepted(generation);
         }
-        let rejection = shared.rejection(answer.status(), answer.headers());
         match (rejection, self.replays) {
             (None, None) => Verdict::Final(answer),
             (None, Some(kind)) => {
-                cache.replay_accepted(generation, kind);
+                // A limit or a failure may stand in front of whatever looks at tokens.
+                if status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error() {
+                    cache.replay_accepted(generation, kind);
+                }
                 Verdict::Final(marked(answer, AuthOutcome::Replayed))
             }
             (Some(_), Some(kind)) => {
-                cache.rejected(generation, kind);
+                cache.replay_rejected(generation, kind);
                 Verdict::Final(marked(answer, AuthOutcome::Replayed))
             }
-            (Some(kind), None) => match self.again(kind) {
+            (Some(kind), None) => match self.again(kind, cache.limits.max_wait) {
                 Some(unsent) => {
                     let waiting = Box::pin(Arc::clone(cache).renew(generation, kind));
                     Verdict::Renew(State::Renewing { waiting, rejected: Some(answer), unsent: Some(unsent) })
@@ -265,10 +273,10 @@ where
     }
 
     /// The request as it was sent, if its body can be had again.
-    fn again(self, rejection: Rejection) -> Option<Unsent<S, B>> {
+    fn again(self, rejection: Rejection, patience: Duration) -> Option<Unsent<S, B>> {
         let (head, kept) = self.copy?;
         let request = Request::from_parts(head, B::restore(kept)?);
-        Some(Unsent { inner: self.inner, request, replays: Some(rejection) })
+        Some(Unsent { inner: self.inner, request, replays: Some(rejection), patience })
     }
 }
 

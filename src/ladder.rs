@@ -26,10 +26,6 @@ const FORBIDDEN: &[Duration] = &[
 /// So many rejections in a row, of a token that was accepted before, say that it died.
 const TELLING: u32 = 3;
 
-/// Each time that turns out wrong it takes twice as many, up to this: on a client that mostly calls what it may not,
-/// rows of rejections mean little.
-const MOST_TELLING: u32 = 48;
-
 #[derive(Debug)]
 pub(crate) struct Ladders {
     unauthorized: Ladder,
@@ -58,8 +54,8 @@ pub(crate) struct Ladder {
     /// Renewals in a row that did not help.
     useless: usize,
     cooling_until: Option<Instant>,
-    /// The newest generation that a renewal brought, while it is not known whether it helped.
-    on_trial: Option<u64>,
+    /// The newest generation that a renewal brought, while it is not known whether it helped, and since when.
+    on_trial: Option<(u64, Instant)>,
     /// The newest generation of which it is known. Each climbs the ladder once, however many replays it fails.
     judged: u64,
     telling: u32,
@@ -85,16 +81,17 @@ impl Ladder {
     }
 
     /// A renewal brought this generation; what the API says to it tells whether it helped.
-    pub(crate) fn try_out(&mut self, generation: u64) {
-        if generation > self.judged {
-            self.on_trial = Some(generation);
+    pub(crate) fn try_out(&mut self, generation: u64, now: Instant) {
+        let known = self.on_trial.map_or(self.judged, |(on_trial, _)| on_trial.max(self.judged));
+        if generation > known {
+            self.on_trial = Some((generation, now));
         }
     }
 
     /// The API rejected this generation, so many times in a row since it accepted it. Whether that is a renewal that did
     /// not help.
     pub(crate) fn rejected(&mut self, generation: u64, in_a_row: u32, now: Instant) -> bool {
-        let climbs = self.on_trial == Some(generation);
+        let climbs = self.is_on_trial(generation, now);
         if climbs {
             self.judged = generation;
             self.did_not_help(now);
@@ -107,7 +104,9 @@ impl Ladder {
     /// A renewal whose token was rejected too, or that brought the rejected token again.
     pub(crate) fn did_not_help(&mut self, now: Instant) {
         if self.left_on_evidence {
-            self.telling = (self.telling * 2).min(MOST_TELLING);
+            // On a client that often calls what it may not, rows of rejections mean little. The ladder has an end, so a
+            // token that is dead indeed is found out anyway.
+            self.telling = self.telling.saturating_mul(2);
         }
         let step = self.useless.min(self.steps.len() - 1);
         self.cooling_until = Some(now + self.steps[step]);
@@ -123,6 +122,14 @@ impl Ladder {
         }
     }
 
+    /// A replay may have told nothing: it was dropped, or failed on its way. So a trial lapses after the longest pause,
+    /// and a rejection long after says that the token died, not that it never helped.
+    fn is_on_trial(&self, generation: u64, now: Instant) -> bool {
+        let longest = self.steps.last().copied().unwrap_or_default();
+        self.on_trial
+            .is_some_and(|(on_trial, since)| on_trial == generation && now.saturating_duration_since(since) < longest)
+    }
+
     /// Enough rejections in a row, after the token was accepted, end the cooling.
     fn weigh(&mut self, rejections_in_a_row: u32) {
         if self.cooling_until.is_some() && rejections_in_a_row >= self.telling {
@@ -136,7 +143,7 @@ impl Ladder {
 /// What the API said lately to the current token: whether it was accepted, and how often rejected in a row since.
 ///
 /// One word, so that a success costs a load and a compare, and no lock: 47 bits of generation, one for "accepted", 16
-/// of rejections. Updates that get lost between threads are of no consequence.
+/// of rejections. An update that another thread's overtakes is dropped: one more or less in a row is of no consequence.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence(AtomicU64);
 
@@ -147,14 +154,16 @@ const GENERATION: u32 = 17;
 impl Evidence {
     /// Forgets all and listens to what is said of this generation.
     pub(crate) fn begin(&self, generation: u64) {
-        self.0.store(generation << GENERATION, Ordering::Relaxed);
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |seen| {
+            (seen >> GENERATION <= generation).then_some(generation << GENERATION)
+        });
     }
 
     pub(crate) fn accepted(&self, generation: u64) {
         let seen = self.0.load(Ordering::Relaxed);
         let accepted = (generation << GENERATION) | ACCEPTED;
         if seen != accepted && seen >> GENERATION == generation {
-            self.0.store(accepted, Ordering::Relaxed);
+            self.update(seen, accepted);
         }
     }
 
@@ -165,7 +174,12 @@ impl Evidence {
             return 0;
         }
         let rejections = (seen & REJECTIONS) + u64::from(seen & REJECTIONS < REJECTIONS);
-        self.0.store((seen & !REJECTIONS) | rejections, Ordering::Relaxed);
+        self.update(seen, (seen & !REJECTIONS) | rejections);
         if seen & ACCEPTED == 0 { 0 } else { u32::try_from(rejections).unwrap_or(u32::MAX) }
+    }
+
+    /// Not a store: that could bring an older generation back, and nothing would be heard of the newer one.
+    fn update(&self, seen: u64, new: u64) {
+        let _ = self.0.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 }

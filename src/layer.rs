@@ -43,8 +43,11 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Gives every request to APSIS One a valid bearer token.
 ///
-/// All clones, and all services made by them, share one token. Building the layer makes no request and needs no
-/// runtime; the first request, or [`TokenHandle::warm_up`], gets the token.
+/// All clones, and all services made by them, share one token and one budget of token requests. So build one layer per
+/// account and process, and clone it: two layers have two tokens and two budgets.
+///
+/// Building the layer makes no request and needs no runtime; the first request, or [`TokenHandle::warm_up`], gets the
+/// token.
 ///
 /// See the [crate's documentation](crate) for what it promises.
 #[derive(Clone, Debug)]
@@ -132,10 +135,11 @@ impl ApsisAuthBuilder {
     /// The service that sends token requests, instead of the default HTTPS transport.
     ///
     /// It is not the service that the layer wraps: a full one can then not block a refresh. It must not follow
-    /// redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`. It needs no
-    /// time limit of its own.
+    /// redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`. Nor must it
+    /// log the requests' bodies, which hold the secret. It needs no time limit of its own.
     ///
-    /// Default: HTTP/1.1 over hyper and rustls, the platform's root certificates, 5 s to connect (feature `client`).
+    /// Default: HTTP/1.1 over hyper and rustls, the platform's root certificates, 5 s for a TCP connection (feature
+    /// `client`).
     pub fn transport<T, B>(mut self, service: T) -> Self
     where
         T: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -149,7 +153,7 @@ impl ApsisAuthBuilder {
         self
     }
 
-    /// How many token requests this process makes in any 60 seconds, whatever happens.
+    /// How many token requests the layer, with all its clones, makes in any 60 seconds, whatever happens.
     ///
     /// APSIS One allows an account 10 a minute, over all its integrations.
     ///

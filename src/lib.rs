@@ -37,8 +37,8 @@
 //! 1. A request never waits for a token while a valid one is at hand, not even during a refresh.
 //! 2. However many requests want a token, one token request is in flight. All share its result, a failure included.
 //! 3. A token the API rejects is replaced once, for all requests it was rejected for; each is replayed once.
-//! 4. One process keeps to its budget of token requests a minute, whatever the API, the token endpoint, the clock or the
-//!    caller does.
+//! 4. The layer, with all its clones, keeps to its budget of token requests a minute, whatever the API, the token
+//!    endpoint, the clock or the caller does. Build one per account and process.
 //! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
 //!    host, port) of the base URL; `CONNECT` never is.
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
@@ -59,9 +59,9 @@
 //! | what | default |
 //! | --- | --- |
 //! | region or base URL | none: a silent EU would fail APAC |
-//! | token requests in any minute, per process | 4 |
+//! | token requests in any minute, of a layer with its clones | 4 |
 //! | longest wait of a request for a token | 30 s |
-//! | one attempt, from connect to the last byte | 15 s (connect: 5 s in the default transport) |
+//! | one attempt, from connect to the last byte | 15 s (in the default transport 5 s for a TCP connection) |
 //! | one flight | 30 s |
 //! | size of the token endpoint's answer | at most 64 KiB |
 //! | refresh is due | at a draw between 75 and 90 % of the lifetime, once per token |
@@ -78,13 +78,17 @@
 //!
 //! A 403 may mean a dead token or a missing right. When renewals for it do not help, the ladder of pauses is climbed; it is
 //! left at once by a renewal that helped, and when the token was accepted since and three rejections in a row follow.
-//! Where that turns out wrong, it takes twice as many the next time, at most 48.
+//! Each time that turns out wrong, it takes twice as many the next time.
 //!
 //! # The stack
 //!
 //! The layer needs an inner service that is `Clone`. A request with a good token takes the ready one; one that has to wait
 //! for a token gives it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too,
-//! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones are.
+//! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones and the bodies
+//! are.
+//!
+//! Redirects belong above this layer, not beneath it: whether a request is in scope is decided once, and a client beneath
+//! that follows a redirect may take the token with it.
 //!
 //! Waiting for a token needs a tokio runtime with a timer ([`AuthError::NoRuntime`] where there is no runtime; tokio
 //! panics where one has no timer). A good token is served without either.

@@ -11,10 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderValue;
-use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use crate::clock::Moment;
 
@@ -45,6 +45,18 @@ pub(crate) struct IssuedToken {
     pub(crate) asked: Moment,
 }
 
+impl IssuedToken {
+    /// Whether it reached its margin on its way here. A request would not be sent with it, but ask for another one.
+    pub(crate) fn is_expired(&self, now: Moment) -> bool {
+        age(self.asked, now) >= self.usable_for()
+    }
+
+    fn usable_for(&self) -> Duration {
+        let margin = LARGEST_MARGIN.min(self.lifetime / 10);
+        self.lifetime.saturating_sub(margin)
+    }
+}
+
 /// An access token of the cache.
 pub(crate) struct Token {
     header: HeaderValue,
@@ -62,12 +74,11 @@ impl Token {
     /// `draw` from `0.0..1.0` sets when the refresh is due: once per token, so that processes that started together
     /// do not come back together, and a busy one does not draw the earliest moment again and again.
     pub(crate) fn new(issued: IssuedToken, generation: u64, unchanged_refreshes: u32, draw: f64) -> Self {
-        let margin = LARGEST_MARGIN.min(issued.lifetime / 10);
         let token = Self {
+            usable_for: issued.usable_for(),
             header: issued.header,
             generation,
             born: issued.asked,
-            usable_for: issued.lifetime.saturating_sub(margin),
             due_after: issued.lifetime.mul_f64(0.75 + 0.15 * draw),
             lifetime: issued.lifetime,
             unchanged_refreshes,
@@ -132,15 +143,19 @@ impl Token {
         self.due_after.saturating_sub(self.age(now))
     }
 
-    /// The age by the clock that says more. A wall clock that was set back says less than the other one.
     fn age(&self, now: Moment) -> Duration {
-        let by_wall = now.wall.duration_since(self.born.wall).unwrap_or_default();
-        self.monotonic_age(now.monotonic).max(by_wall)
+        age(self.born, now)
     }
 
     fn monotonic_age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.born.monotonic)
     }
+}
+
+/// The age by the clock that says more. A wall clock that was set back says less than the other one.
+fn age(born: Moment, now: Moment) -> Duration {
+    let by_wall = now.wall.duration_since(born.wall).unwrap_or_default();
+    now.monotonic.saturating_duration_since(born.monotonic).max(by_wall)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -215,15 +230,14 @@ pub(crate) fn lifetime(
     local_now: SystemTime,
 ) -> Option<Duration> {
     let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(access_token).unwrap_or_default();
-    let lifetime = match numeric_date(claims.exp.as_ref()) {
+    match numeric_date(claims.exp.as_ref()) {
         Some(exp) => {
             let date = server_date.map(since_epoch);
             let now = date.or(numeric_date(claims.iat.as_ref())).unwrap_or_else(|| since_epoch(local_now));
-            seconds(exp - now)?
+            seconds(exp - now)
         }
-        None => numeric_date(expires_in).and_then(seconds).unwrap_or(UNKNOWN_LIFETIME),
-    };
-    Some(lifetime.min(LONGEST_LIFETIME))
+        None => Some(numeric_date(expires_in).and_then(seconds).unwrap_or(UNKNOWN_LIFETIME)),
+    }
 }
 
 #[derive(Default, Deserialize)]
