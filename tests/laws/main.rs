@@ -1,0 +1,12 @@
+//! The laws of the crate, a chapter a file, without sockets: time is tokio's paused clock and a wall clock that tests set.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+
+mod many_callers;
+mod rejection;
+mod scope;
+mod secrets;
+mod support;
+mod token_endpoint;
+mod types;
+mod valid_token;

@@ -1,0 +1,911 @@
+//! Laws 1 to 7: however many callers there are, one token request is in flight, and what becomes of one caller or one
+//! runtime is no matter to the others.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use apsis_auth::{AccessToken, AuthError, AuthOutcome, Snapshot, TokenHandle, emulator::Answer};
+use bytes::Bytes;
+use fastrand::Rng;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Semaphore,
+    task::{JoinHandle, yield_now},
+    time::{Instant, advance, sleep, sleep_until, timeout},
+};
+use tower::{BoxError, Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn};
+
+use crate::support::{World, all, keyspaces, limited, send};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+// Law 1: one flight.
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_cold_callers_share_one_token_request() {
+    limited(async {
+        let world = patient_world();
+        let layer = world.layer();
+
+        let answers = all(1000, |_| call(layer.layer(world.apsis.clone()))).await;
+
+        assert!(answers.iter().all(|answer| *answer.as_ref().unwrap() == StatusCode::OK));
+        assert_eq!(world.token_requests(), 1);
+        assert_eq!(world.apsis.counters().api_accepted, 1000);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_come_late_join_the_flight() {
+    limited(async {
+        let world = patient_world();
+        let client = world.client();
+        world.apsis.set_token_delay(seconds(10));
+
+        let answers = all(100, |number| {
+            let client = client.clone();
+            async move {
+                sleep(Duration::from_millis(100) * u32::try_from(number).unwrap()).await;
+                call(client).await
+            }
+        })
+        .await;
+
+        assert!(answers.iter().all(Result::is_ok));
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+// Law 2: one failure.
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_flight_is_one_failure_for_all_its_waiters() {
+    limited(async {
+        let world = patient_world();
+        world.apsis.script_token_answers([invalid_client()]);
+        let client = world.client();
+
+        let errors = all(1000, |_| call(client.clone())).await;
+
+        let codes: Vec<_> = errors.into_iter().map(|error| refusal(&error.unwrap_err())).collect();
+        assert!(codes.iter().all(|code| Arc::ptr_eq(code, &codes[0])), "it is one failure, not a thousand alike");
+        assert_eq!(&*codes[0], "invalid_client");
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_calls_while_grounded_make_no_token_request() {
+    limited(async {
+        for answer in [invalid_client(), Answer::too_many_requests().header("retry-after", "300")] {
+            let world = World::new();
+            world.apsis.script_token_answers([answer]);
+            let client = world.client();
+            let first = call(client.clone()).await.unwrap_err();
+            let before = Instant::now();
+
+            for _ in 0..1000 {
+                let error = call(client.clone()).await.unwrap_err();
+                assert_eq!(error.retry_at(), first.retry_at());
+            }
+
+            assert_eq!(before.elapsed(), Duration::ZERO, "they fail at once");
+            assert_eq!(world.token_requests(), 1);
+            assert_eq!(world.apsis.counters().api_requests, 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grounding_ends_at_the_moment_it_names() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([invalid_client()]);
+        let client = world.client();
+        let retry_at = retry_at(&call(client.clone()).await.unwrap_err());
+        assert_eq!(retry_at - Instant::now(), seconds(30));
+
+        sleep_until(retry_at - Duration::from_millis(1)).await;
+        call(client.clone()).await.unwrap_err();
+        assert_eq!(world.token_requests(), 1);
+
+        sleep_until(retry_at).await;
+        call(client).await.unwrap();
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+// Law 3: the budget.
+
+#[tokio::test(start_paused = true)]
+async fn no_minute_sees_more_attempts_than_the_budget() {
+    limited(async {
+        const CASES: u64 = 200;
+        let mut tight = 0;
+        for seed in 0..CASES {
+            let (budget, attempts) = a_few_bad_minutes(seed).await;
+            let too_close = attempts.windows(budget + 1).find(|window| window[budget] - window[0] < MINUTE);
+            assert_eq!(too_close, None, "seed {seed}, budget {budget}");
+            tight += u64::from(
+                attempts.windows(budget).filter(|window| window[budget - 1] - window[0] < MINUTE).count() > 2,
+            );
+        }
+        assert!(tight > CASES / 2, "the budget was used up again and again in {tight} of {CASES} cases only");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_used_up_the_budget_pauses_until_there_is_room() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([StatusCode::SERVICE_UNAVAILABLE; 2].map(Answer::status));
+        let patient = world.builder().max_wait(2 * MINUTE).flight_timeout(2 * MINUTE);
+        let client = patient.token_requests_per_minute(2).build().unwrap().layer(world.apsis.clone());
+        let before = Instant::now();
+
+        call(client).await.unwrap();
+
+        assert_eq!(before.elapsed(), MINUTE);
+        assert_eq!(world.token_requests(), 3);
+    })
+    .await;
+}
+
+/// A panic grounds nothing: then the budget alone stands between the callers and the endpoint.
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_always_panics_is_called_within_the_budget() {
+    limited(async {
+        let world = World::new();
+        let attempts = Attempts::default();
+        let transport = attempts.before(service_fn(|_| async { panics() }));
+        let client = world.builder().transport(transport).build().unwrap().layer(world.apsis.clone());
+
+        for _ in 0..1000 {
+            call(client.clone()).await.unwrap_err();
+        }
+
+        assert_eq!(attempts.all().len(), 4);
+    })
+    .await;
+}
+
+/// Names are looked up and connections made before the server counts: that may be at any time until the end.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_counts_until_a_minute_after_its_end() {
+    limited(async {
+        let world = World::new();
+        let attempts = Attempts::default();
+        let gate = Arc::new(Semaphore::new(1));
+        let unavailable = service_fn(|_| async { Ok::<_, BoxError>(answer(StatusCode::SERVICE_UNAVAILABLE, "")) });
+        let transport = GlobalConcurrencyLimitLayer::with_semaphore(gate.clone()).layer(attempts.before(unavailable));
+        let layer = world.builder().transport(transport).token_requests_per_minute(1).build().unwrap();
+        let client = layer.layer(world.apsis.clone());
+
+        let closed = gate.try_acquire().unwrap();
+        let first = tokio::spawn(call(client.clone()));
+        sleep(seconds(10)).await;
+        drop(closed);
+        let error = first.await.unwrap().unwrap_err();
+        sleep_until(retry_at(&error)).await;
+        call(client).await.unwrap_err();
+
+        let attempts = attempts.all();
+        assert_eq!(attempts.len(), 2);
+        assert!(attempts[1] - attempts[0] >= MINUTE, "{:?}", attempts[1] - attempts[0]);
+    })
+    .await;
+}
+
+// Law 4: cancellation.
+
+/// On its way a call waits for the first token, the answer, a renewal and the answer to its replay, 100 ms each. It is
+/// dropped at every 10th of them.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_is_dropped_cancels_nobody_else() {
+    limited(async {
+        for tenth in 0..40 {
+            let world = World::new();
+            world.apsis.set_token_delay(Duration::from_millis(100));
+            world.apsis.set_api_delay(Duration::from_millis(100));
+            let client = world.client();
+
+            // The one that is dropped came first: the flight is its own.
+            let dropped = tokio::spawn(timeout(Duration::from_millis(10 * tenth + 5), call(client.clone())));
+            yield_now().await;
+            let other = tokio::spawn(async move { send(&client, keyspaces()).await });
+            sleep(Duration::from_millis(50)).await;
+            // Dead before it arrives.
+            world.apsis.revoke_tokens();
+            let other = other.await.unwrap().unwrap();
+
+            assert!(dropped.await.unwrap().is_err(), "it did not come to its end");
+            assert_eq!(other.status(), StatusCode::OK, "tenth {tenth}");
+            assert!(matches!(other.extensions().get(), Some(AuthOutcome::Replayed)));
+            assert_eq!(world.token_requests(), 2, "tenth {tenth}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_whose_every_waiter_is_gone_still_lands() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(5));
+        let client = world.client();
+
+        let waiters = all(100, |_| timeout(seconds(1), call(client.clone()))).await;
+        assert!(waiters.iter().all(Result::is_err));
+        sleep(seconds(4)).await;
+
+        let before = Instant::now();
+        call(client).await.unwrap();
+        assert_eq!(before.elapsed(), Duration::ZERO, "the token is there");
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+// Law 5: a transport that panics.
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_panics_fails_its_waiters_and_the_next_call_flies_again() {
+    limited(async {
+        for in_call in [true, false] {
+            let world = patient_world();
+            let apsis = world.apsis.clone();
+            let first = Arc::new(Mutex::new(true));
+            let transport = service_fn(move |request: Request<Full<Bytes>>| {
+                let panics = std::mem::take(&mut *first.lock().unwrap());
+                assert!(!(panics && in_call), "a panic in call, as wanted");
+                let apsis = apsis.clone();
+                async move {
+                    sleep(seconds(1)).await;
+                    assert!(!panics, "a panic in the future, as wanted");
+                    apsis.oneshot(request).await
+                }
+            });
+            let client = world.builder().transport(transport).build().unwrap().layer(world.apsis.clone());
+
+            let errors = all(100, |_| call(client.clone())).await;
+            assert!(errors.iter().all(|error| matches!(error, Err(AuthError::Interrupted))), "{errors:?}");
+
+            call(client).await.unwrap();
+            assert_eq!(world.token_requests(), 1);
+        }
+    })
+    .await;
+}
+
+// Law 6: runtimes.
+
+#[test]
+fn the_layer_is_built_where_there_is_no_runtime() {
+    let client = World::new().client();
+    assert_eq!(runtime().block_on(limited(call(client))).unwrap(), StatusCode::OK);
+}
+
+#[test]
+fn a_call_without_a_runtime_is_an_error() {
+    let client = World::new().client();
+    let error = poll_once(call(client)).unwrap_err();
+    assert!(matches!(error, AuthError::NoRuntime));
+    assert!(!error.is_retryable());
+}
+
+#[test]
+fn a_token_at_hand_needs_no_runtime() {
+    let world = World::new();
+    let client = world.client();
+    runtime().block_on(limited(call(client.clone()))).unwrap();
+    assert_eq!(poll_once(call(client.clone())).unwrap(), StatusCode::OK);
+    assert_eq!(world.token_requests(), 1);
+}
+
+#[test]
+fn a_runtime_dies_and_the_layer_goes_on_with_the_token_it_had() {
+    let world = World::new();
+    let client = world.client();
+    for _ in 0..3 {
+        assert_eq!(runtime().block_on(limited(call(client.clone()))).unwrap(), StatusCode::OK);
+    }
+    assert_eq!(world.token_requests(), 1);
+}
+
+#[test]
+fn a_runtime_that_dies_during_a_flight_fails_its_waiters_and_another_one_flies_again() {
+    let world = World::new();
+    world.apsis.set_token_delay(seconds(1));
+    let client = world.client();
+    let (dying, living) = (runtime(), runtime());
+    dying.block_on(begin(call(client.clone())));
+    let waiter = living.spawn(call(client.clone()));
+    living.block_on(yield_now());
+    assert_eq!(world.token_requests(), 1);
+
+    drop(dying);
+
+    let error = living.block_on(limited(waiter)).unwrap().unwrap_err();
+    assert!(matches!(error, AuthError::Interrupted), "{error:?}");
+    assert_eq!(living.block_on(limited(call(client))).unwrap(), StatusCode::OK);
+    assert_eq!(world.token_requests(), 2);
+}
+
+#[test]
+fn a_flight_on_a_runtime_that_is_gone_lands_at_once() {
+    let client = World::new().client();
+    let runtime = runtime();
+    let gone = runtime.handle().clone();
+    drop(runtime);
+    let _context = gone.enter();
+    let error = poll_once(call(client)).unwrap_err();
+    assert!(matches!(error, AuthError::Interrupted), "{error:?}");
+}
+
+#[test]
+fn a_runtime_that_stands_still_does_not_keep_the_flight_for_ever() {
+    let world = World::new();
+    world.apsis.set_token_delay(seconds(1));
+    let layer = world.layer();
+    let client = layer.layer(world.apsis.clone());
+    let (still, driven) = (runtime(), runtime());
+    let first = still.block_on(begin(call(client.clone())));
+
+    driven.block_on(limited(async {
+        let error = call(client.clone()).await.unwrap_err();
+        assert!(matches!(error, AuthError::TimedOut { .. }), "{error:?}");
+        sleep(seconds(2)).await;
+        assert_eq!(call(client.clone()).await.unwrap(), StatusCode::OK);
+    }));
+    assert_eq!(world.token_requests(), 2);
+    let token = driven.block_on(layer.handle().get()).unwrap();
+
+    // The flight that comes late changes nothing.
+    let _ = still.block_on(limited(first)).unwrap();
+    let now = still.block_on(layer.handle().get()).unwrap();
+    assert_eq!((now.generation(), now.expose_secret()), (token.generation(), token.expose_secret()));
+    assert_eq!(world.token_requests(), 2);
+}
+
+#[test]
+fn a_runtime_driven_now_and_then_sends_no_expired_token() {
+    let world = World::new();
+    let client = world.client();
+    let runtime = runtime();
+    let mut skew = 0;
+    // In turn: cold, good, due (the refresh is left hanging), and expired.
+    for hours in [0, 10, 10, 10, 25, 100, 21, 25] {
+        skew += hours * 3600;
+        world.wall.jump(hours * 3600);
+        world.apsis.set_clock_skew(skew);
+        runtime.block_on(advance(seconds(6)));
+        assert_eq!(runtime.block_on(limited(call(client.clone()))).unwrap(), StatusCode::OK);
+    }
+    let counters = world.apsis.counters();
+    assert_eq!((counters.api_accepted, counters.api_rejected), (8, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_dropped_leaves_no_task() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([Answer::hang()]);
+        let layer = world.layer();
+        let handle = layer.handle();
+        let waiter = begin(call(layer.layer(world.apsis.clone()))).await;
+        drop(layer);
+        waiter.abort();
+        waiter.await.unwrap_err();
+        assert_eq!(alive_tasks(), 1, "the flight goes on as long as there is a handle");
+
+        drop(handle);
+        yield_now().await;
+        assert_eq!(alive_tasks(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_at_hand_is_kept_by_no_task() {
+    limited(async {
+        let world = World::new();
+        call(world.client()).await.unwrap();
+        yield_now().await;
+        assert_eq!(alive_tasks(), 0);
+    })
+    .await;
+}
+
+// Law 7: a fleet.
+
+#[tokio::test(start_paused = true)]
+async fn fifty_processes_are_served_within_twenty_minutes_and_refresh_apart() {
+    const PROCESSES: usize = 50;
+    limited(async {
+        for refusals_count in [true, false] {
+            let world = World::new();
+            world.apsis.set_refusals_count(refusals_count);
+            let attempts = Attempts::default();
+            let start = Instant::now();
+            let fleet: Vec<_> = (0..PROCESSES as u64)
+                .map(|seed| {
+                    let draws = Mutex::new(Rng::with_seed(seed));
+                    let transport = attempts.before(world.apsis.clone());
+                    let builder = world.builder().transport(transport).random(move || draws.lock().unwrap().f64());
+                    builder.build().unwrap().layer(world.apsis.clone())
+                })
+                .collect();
+
+            let served = all(PROCESSES, |number| until_served(fleet[number].clone())).await;
+            let last = *served.iter().max().unwrap();
+            assert!(last - start < 20 * MINUTE, "the last after {:?}, refusals count: {refusals_count}", last - start);
+            assert_eq!(world.apsis.counters().tokens_issued, PROCESSES as u64);
+
+            // The tokens are due after 18 hours at the earliest, and good for almost 24.
+            sleep_until(start + 18 * HOUR).await;
+            let before = world.apsis.counters();
+            attempts.forget();
+            while start.elapsed() < 23 * HOUR {
+                for process in &fleet {
+                    call(process.clone()).await.unwrap();
+                }
+                sleep(MINUTE).await;
+            }
+            let refreshes = attempts.all();
+            assert_eq!(refreshes.len(), PROCESSES);
+            assert_eq!(world.apsis.counters().token_refusals, before.token_refusals);
+            assert!(refreshes[PROCESSES - 1] - refreshes[0] > 3 * HOUR, "they take up most of the 15 % of a day");
+            let crowd = refreshes.windows(8).find(|window| window[7] - window[0] < 5 * MINUTE);
+            assert_eq!(crowd, None);
+        }
+    })
+    .await;
+}
+
+// What callers are promised besides.
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_a_flight_no_longer_than_max_wait_and_the_flight_goes_on() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(10));
+        let client = world.builder().max_wait(seconds(3)).build().unwrap().layer(world.apsis.clone());
+        let before = Instant::now();
+
+        let error = call(client.clone()).await.unwrap_err();
+        assert!(matches!(error, AuthError::TimedOut { after, .. } if after == seconds(3)), "{error:?}");
+        assert_eq!(before.elapsed(), seconds(3));
+
+        sleep(seconds(5)).await;
+        call(client).await.unwrap();
+        assert_eq!(before.elapsed(), seconds(10));
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_through_a_grounding_that_ends_within_max_wait() {
+    limited(async {
+        for (max_wait, is_served) in [(6, true), (4, false)] {
+            let world = World::new();
+            world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY)]);
+            let builder = world.builder().max_wait(seconds(max_wait)).flight_timeout(seconds(1));
+            let client = builder.build().unwrap().layer(world.apsis.clone());
+            let error = call(client.clone()).await.unwrap_err();
+            assert_eq!(retry_at(&error) - Instant::now(), seconds(5));
+            let before = Instant::now();
+
+            assert_eq!(call(client).await.is_ok(), is_served);
+
+            assert_eq!(before.elapsed(), if is_served { seconds(5) } else { Duration::ZERO });
+            assert_eq!(world.token_requests(), 1 + u64::from(is_served));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_through_a_grounding_takes_the_token_that_came_meanwhile() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY)]);
+        let layer = world.builder().flight_timeout(seconds(1)).build().unwrap();
+        let client = layer.layer(world.apsis.clone());
+        call(client.clone()).await.unwrap_err();
+
+        let waiter = begin(call(client)).await;
+        layer.handle().renew().await.unwrap();
+
+        assert_eq!(waiter.await.unwrap().unwrap(), StatusCode::OK);
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_renewal_passes_the_grounding() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([invalid_client()]);
+        let handle = world.layer().handle();
+        handle.get().await.unwrap_err();
+        assert!(handle.snapshot().grounded.is_some());
+
+        assert_eq!(handle.renew().await.unwrap().generation(), 1);
+
+        assert_eq!(world.token_requests(), 2);
+        assert_eq!(handle.snapshot().grounded, None, "a token ends the grounding");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_renewal_does_not_pass_the_budget() {
+    limited(async {
+        let world = World::new();
+        let builder = || world.builder().token_requests_per_minute(1);
+        let handle = builder().build().unwrap().handle();
+        let before = Instant::now();
+        handle.get().await.unwrap();
+        let error = handle.renew().await.unwrap_err();
+        assert!(matches!(error, AuthError::OutOfBudget { .. }), "{error:?}");
+        assert_eq!(retry_at(&error) - before, MINUTE);
+        assert_eq!(handle.get().await.unwrap().generation(), 1, "the token stays in use");
+        assert_eq!(world.token_requests(), 1);
+
+        let handle = builder().max_wait(2 * MINUTE).build().unwrap().handle();
+        let before = Instant::now();
+        handle.get().await.unwrap();
+        assert_eq!(handle.renew().await.unwrap().generation(), 2);
+        assert_eq!(before.elapsed(), MINUTE, "who can wait for room waits");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn forced_renewals_share_a_flight() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(1));
+        let handle = world.layer().handle();
+        handle.get().await.unwrap();
+
+        let renewed = all(100, |_| {
+            let handle = handle.clone();
+            async move { handle.renew().await.unwrap().generation() }
+        })
+        .await;
+
+        assert_eq!(renewed, vec![2; 100]);
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_warm_up_the_first_call_does_not_wait() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(5));
+        let layer = world.layer();
+        layer.handle().warm_up().await.unwrap();
+        layer.handle().warm_up().await.unwrap();
+        let before = Instant::now();
+
+        call(layer.layer(world.apsis.clone())).await.unwrap();
+
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_says_what_is_wrong() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([invalid_client()]);
+        let error = world.layer().handle().warm_up().await.unwrap_err();
+        assert_eq!(&*refusal(&error), "invalid_client");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_tells_each_state() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(1));
+        world.apsis.script_token_answers([invalid_client()]);
+        let handle = world.layer().handle();
+        let snapshot = || json_of(&handle.snapshot());
+        let good = json!({"generation": 1, "usable": true, "expires_in_seconds": 86_400, "due_in_seconds": 71_280});
+
+        let cold = json!({"token": null, "in_flight": false, "grounded": null, "attempts_left": 4});
+        assert_eq!(snapshot(), cold);
+
+        let waiter = begin(get(&handle)).await;
+        let flying = json!({"token": null, "in_flight": true, "grounded": null, "attempts_left": 3});
+        assert_eq!(snapshot(), flying);
+
+        let because = waiter.await.unwrap().unwrap_err().to_string();
+        sleep(Duration::from_millis(500)).await;
+        let grounded = json!({"for_seconds": 30, "because": because});
+        let on_the_ground = json!({"token": null, "in_flight": false, "grounded": grounded, "attempts_left": 3});
+        assert_eq!(snapshot(), on_the_ground);
+
+        sleep(seconds(30)).await;
+        assert_eq!(snapshot(), json!({"token": null, "in_flight": false, "grounded": null, "attempts_left": 3}));
+
+        world.apsis.set_token_delay(Duration::ZERO);
+        handle.renew().await.unwrap();
+        let served = json!({"token": good, "in_flight": false, "grounded": null, "attempts_left": 2});
+        assert_eq!(snapshot(), served);
+
+        sleep(seconds(71_280)).await;
+        let due = json!({"generation": 1, "usable": true, "expires_in_seconds": 15_120, "due_in_seconds": 0});
+        assert_eq!(snapshot(), json!({"token": due, "in_flight": false, "grounded": null, "attempts_left": 4}));
+
+        sleep(seconds(15_060)).await;
+        let in_the_margin = json!({"generation": 1, "usable": false, "expires_in_seconds": 60, "due_in_seconds": 0});
+        assert_eq!(snapshot()["token"], in_the_margin);
+
+        sleep(MINUTE).await;
+        let expired = json!({"generation": 1, "usable": false, "expires_in_seconds": 0, "due_in_seconds": 0});
+        assert_eq!(snapshot()["token"], expired);
+        assert_eq!(world.token_requests(), 2, "looking makes no request");
+    })
+    .await;
+}
+
+// Helpers.
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A world whose API does not mind a thousand callers at once.
+fn patient_world() -> World {
+    let world = World::new();
+    world.apsis.set_api_limit(10_000);
+    world.apsis.set_token_delay(Duration::from_millis(50));
+    world
+}
+
+fn invalid_client() -> Answer {
+    Answer::status(StatusCode::UNAUTHORIZED).body(r#"{"error":"invalid_client"}"#)
+}
+
+/// The status of one call, or what the layer had against it.
+async fn call<S, B>(client: S) -> Result<StatusCode, AuthError>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError> + Clone,
+{
+    match send(&client, keyspaces()).await {
+        Ok(response) => Ok(response.status()),
+        Err(error) => Err(*error.downcast().expect("the API itself does not fail")),
+    }
+}
+
+/// Calls until it is served, each time when it is told to; the moment it was.
+async fn until_served<S, B>(client: S) -> Instant
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError> + Clone,
+{
+    while let Err(error) = call(client.clone()).await {
+        sleep_until(retry_at(&error)).await;
+    }
+    Instant::now()
+}
+
+fn retry_at(error: &AuthError) -> Instant {
+    error.retry_at().expect("an error that says when").into()
+}
+
+fn refusal(error: &AuthError) -> Arc<str> {
+    match error {
+        AuthError::Refused { code: Some(code), .. } => code.clone(),
+        other => panic!("not a refusal with a code: {other:?}"),
+    }
+}
+
+fn get(handle: &TokenHandle) -> impl Future<Output = Result<AccessToken, AuthError>> + use<> {
+    let handle = handle.clone();
+    async move { handle.get().await }
+}
+
+fn json_of(snapshot: &Snapshot) -> Value {
+    serde_json::to_value(snapshot).unwrap()
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// Starts a task and runs it, and the flight it starts, as far as they come without the clock.
+async fn begin<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let task = tokio::spawn(task);
+    for _ in 0..5 {
+        yield_now().await;
+    }
+    task
+}
+
+fn poll_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("it waits, and there is nobody to wake it"),
+    }
+}
+
+fn alive_tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// The moments at which a transport was called.
+#[derive(Clone, Default)]
+struct Attempts(Arc<Mutex<Vec<Instant>>>);
+
+impl Attempts {
+    fn before<S>(&self, transport: S) -> Counted<S> {
+        Counted { attempts: self.clone(), transport }
+    }
+
+    fn all(&self) -> Vec<Instant> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn forget(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+#[derive(Clone)]
+struct Counted<S> {
+    attempts: Attempts,
+    transport: S,
+}
+
+impl<S: Service<Request<Full<Bytes>>>> Service<Request<Full<Bytes>>> for Counted<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.transport.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> S::Future {
+        self.attempts.0.lock().unwrap().push(Instant::now());
+        self.transport.call(request)
+    }
+}
+
+/// A service of a test's own, good for token requests and for the API.
+trait Scripted:
+    Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Scripted for S where
+    S: Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+fn answer(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::new(body.into())).unwrap()
+}
+
+fn panics() -> Result<Response<Full<Bytes>>, BoxError> {
+    panic!("a panic, as wanted")
+}
+
+/// What a process goes through when nothing is well: the number of attempts it may make a minute, and those it made.
+async fn a_few_bad_minutes(seed: u64) -> (usize, Vec<Instant>) {
+    let mut random = Rng::with_seed(seed);
+    let world = World::new();
+    let attempts = Attempts::default();
+    let budget = random.u32(1..=5);
+    let draws = Mutex::new(random.fork());
+    let layer = world
+        .builder()
+        .transport(attempts.before(moody_endpoint(random.fork())))
+        .token_requests_per_minute(budget)
+        .max_wait(seconds(random.u64(1..120)))
+        .attempt_timeout(seconds(random.u64(1..20)))
+        .flight_timeout(seconds(random.u64(1..200)))
+        .random(move || draws.lock().unwrap().f64())
+        .build()
+        .unwrap();
+    let client = layer.layer(moody_api(random.fork()));
+    let end = Instant::now() + 5 * MINUTE;
+    while Instant::now() < end {
+        match random.u32(0..8) {
+            0..3 => {
+                for _ in 0..random.u32(1..5) {
+                    let patience = Duration::from_millis(random.u64(0..40_000));
+                    tokio::spawn(timeout(patience, call(client.clone())));
+                }
+            }
+            3 => {
+                let handle = layer.handle();
+                let patience = Duration::from_millis(random.u64(0..40_000));
+                tokio::spawn(timeout(patience, async move { handle.renew().await }));
+            }
+            4 => world.wall.jump(random.i64(-100_000..100_000)),
+            5 => world.wall.jump(random.i64(-10_000_000..10_000_000)),
+            _ => sleep(Duration::from_millis(random.u64(0..15_000))).await,
+        }
+    }
+    (budget as usize, attempts.all())
+}
+
+/// A token endpoint that gives any answer, and tokens that live as long as they like.
+fn moody_endpoint(random: Rng) -> impl Scripted {
+    let random = Arc::new(Mutex::new(random));
+    service_fn(move |_: Request<Full<Bytes>>| {
+        let mut random = random.lock().unwrap();
+        let (delay, mood, number) = (random.u64(0..3_000), random.u32(0..16), random.u32(..));
+        let (wait, lifetime) = (random.u64(0..100), *random.choice(&[1, 3, 20, 70, 600, 86_400]).unwrap());
+        async move {
+            sleep(Duration::from_millis(delay)).await;
+            Ok(match mood {
+                0 => answer(StatusCode::TOO_MANY_REQUESTS, ""),
+                1 => {
+                    let mut limited = answer(StatusCode::TOO_MANY_REQUESTS, "");
+                    limited.headers_mut().insert("retry-after", wait.into());
+                    limited
+                }
+                2 => answer(StatusCode::INTERNAL_SERVER_ERROR, ""),
+                3 => answer(StatusCode::SERVICE_UNAVAILABLE, ""),
+                4 => answer(StatusCode::UNAUTHORIZED, r#"{"error":"invalid_client"}"#),
+                5 => answer(StatusCode::FORBIDDEN, ""),
+                6 => std::future::pending().await,
+                7 => return Err(BoxError::from("the connection broke")),
+                8 => answer(StatusCode::OK, "<html>"),
+                // Few names, so that now and then it is the same token again.
+                _ => {
+                    let token = format!("token-{}", number % 4);
+                    let token = json!({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"});
+                    answer(StatusCode::OK, token.to_string())
+                }
+            })
+        }
+    })
+}
+
+/// An API that rejects tokens in either dialect as it likes.
+fn moody_api(random: Rng) -> impl Scripted {
+    let random = Arc::new(Mutex::new(random));
+    service_fn(move |_: Request<Full<Bytes>>| {
+        let status = match random.lock().unwrap().u32(0..5) {
+            0 => StatusCode::UNAUTHORIZED,
+            1 => StatusCode::FORBIDDEN,
+            _ => StatusCode::OK,
+        };
+        async move { Ok::<_, BoxError>(answer(status, "")) }
+    })
+}

@@ -1,0 +1,307 @@
+//! Law 33: dropping the last handle wipes the memory of the secret and the token that the crate owns.
+//!
+//! In a binary of its own, for it needs an allocator that looks at each block that is given back.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    convert::Infallible,
+    pin::Pin,
+    process::Command,
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use apsis_auth::{ApsisAuthLayer, AuthError, AuthOutcome, BuildError, ClientCredentials};
+use bytes::{Buf, Bytes};
+use http::{Request, Response, header::AUTHORIZATION};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use tokio::runtime::{Builder, Runtime};
+use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
+use zeroize::Zeroize;
+
+#[global_allocator]
+static ALLOCATOR: Looking = Looking;
+
+const BASE: &str = "https://api.apsis.one";
+
+/// In the secret and in each token below. All of them are in static memory, which is never given back.
+const CANARY: &[u8] = b"cAnary";
+
+const SECRET: &str = "the-cAnary-in-the-secret";
+const TOKEN: &str = r#"{"access_token":"the-cAnary-in-the-token","token_type":"Bearer","expires_in":600}"#;
+/// `{"exp":9999999999}`
+const NEWER: &str = r#"{"expires_in":600,"access_token":"the-cAnary-in.eyJleHAiOjk5OTk5OTk5OTl9.the-cAnary"}"#;
+/// As PHP writes a slash, .NET a plus and Gson an equals sign.
+const UNUSABLE: [&str; 4] = [
+    r#"{"access_token":"a cAnary","token_type":"Bearer"}"#,
+    r#"{"access_token":"a-cAnary","token_type":"mac"}"#,
+    r#"{"access_token":"a-cAnary","tok"#,
+    r#"{"access_token":"a-cAnary.eyJleHAiOjF9.a"}"#,
+];
+const SECRET_SENT_BACK: [&str; 2] = [
+    r#"{"error":"the-cAnary-in-the-secret"}"#,
+    r#"{"error":"invalid_client","error_description":"the-cAnary-in-the-\/secret"}"#,
+];
+
+#[test]
+fn a_block_that_is_given_back_as_it_is_is_seen() {
+    let hits = looking(|| {
+        drop(SECRET.to_owned());
+        let mut grows = SECRET.to_owned();
+        grows.reserve(10_000);
+        // What has grown out of the first block is wiped; the first block is not.
+        grows.zeroize();
+    });
+    assert_eq!(hits, 2);
+    assert_eq!(looking(|| drop("no bird".to_owned())), 0);
+}
+
+#[test]
+fn credentials_are_wiped() {
+    let hits = looking(|| {
+        let credentials = ClientCredentials::new("id", SECRET).unwrap();
+        let another = credentials.clone();
+        drop((credentials, another));
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn credentials_that_are_refused_are_wiped() {
+    let hits = looking(|| assert!(matches!(ClientCredentials::new("", SECRET), Err(BuildError::EmptyClientId))));
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn credentials_from_the_environment_are_wiped() {
+    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/apsis-client-secret");
+    std::fs::write(file, format!("{SECRET}\n")).unwrap();
+    for (variable, value) in [("APSIS_CLIENT_SECRET", SECRET), ("APSIS_CLIENT_SECRET_FILE", file)] {
+        // A process of its own: to change the environment of this one is unsound while other tests read theirs.
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "in_an_environment_with_credentials", "--ignored"])
+            .env_clear()
+            .env("APSIS_CLIENT_ID", "id")
+            .env(variable, value)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{variable}: {said}");
+    }
+}
+
+#[test]
+#[ignore = "run by the test above, in an environment with credentials"]
+fn in_an_environment_with_credentials() {
+    let hits = looking(|| {
+        let credentials = ClientCredentials::from_env().unwrap();
+        drop(ApsisAuthLayer::builder(credentials, BASE).transport(endpoint(&[])).build().unwrap());
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn a_layer_that_never_asked_is_wiped() {
+    assert_eq!(looking(|| drop(layer(&[]))), 0);
+}
+
+#[test]
+fn a_secret_that_becomes_longer_in_json_is_wiped() {
+    let hits = looking(|| {
+        let secret = "cAnary\u{1}\u{2}\u{3}\u{4}\u{5}\u{6}\u{7}\u{8}\u{b}\u{c}\u{e}\u{f}\u{10}\u{11}\u{12}\u{13}\u{14}";
+        let credentials = ClientCredentials::new("id", secret).unwrap();
+        drop(ApsisAuthLayer::builder(credentials, BASE).transport(endpoint(&[])).build().unwrap());
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn secret_request_answer_and_token_are_wiped() {
+    for answer in [TOKEN, NEWER] {
+        assert_eq!(looking(|| assert!(life(&[(200, answer)], &[200]).is_none())), 0, "{answer}");
+    }
+}
+
+#[test]
+fn an_answer_that_comes_in_any_kind_of_buffer_is_wiped() {
+    let transport = service_fn(|_: Request<Full<Bytes>>| {
+        let (begin, end) = TOKEN.as_bytes().split_at(40);
+        async move { Ok::<_, BoxError>(Response::new(Full::new(begin.chain(end)))) }
+    });
+    let hits = looking(|| {
+        let builder = ApsisAuthLayer::builder(ClientCredentials::new("id", SECRET).unwrap(), BASE);
+        let layer = builder.transport(transport).build().unwrap();
+        let token = runtime().block_on(layer.handle().get()).unwrap();
+        assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn an_answer_that_comes_in_pieces_is_wiped() {
+    let transport = service_fn(|_: Request<Full<Bytes>>| async {
+        Ok::<_, BoxError>(Response::new(Pieces(TOKEN.as_bytes().chunks(16))))
+    });
+    let hits = looking(|| {
+        let builder = ApsisAuthLayer::builder(ClientCredentials::new("id", SECRET).unwrap(), BASE);
+        let layer = builder.transport(transport).build().unwrap();
+        let token = runtime().block_on(layer.handle().get()).unwrap();
+        assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn a_token_that_was_replaced_is_wiped() {
+    let hits = looking(|| {
+        let outcome = life(&[(200, TOKEN), (200, NEWER)], &[401, 200]);
+        assert!(matches!(outcome, Some(AuthOutcome::Replayed)));
+    });
+    assert_eq!(hits, 0);
+}
+
+#[test]
+fn a_token_that_cannot_be_used_is_wiped() {
+    for answer in UNUSABLE {
+        let hits = looking(|| assert!(matches!(refused(&[(200, answer)]), AuthError::Unavailable { .. })));
+        assert_eq!(hits, 0, "{answer}");
+    }
+}
+
+#[test]
+fn a_secret_that_was_sent_back_is_wiped() {
+    for answer in SECRET_SENT_BACK {
+        let hits = looking(|| assert!(matches!(refused(&[(401, answer)]), AuthError::Refused { .. })));
+        assert_eq!(hits, 0, "{answer}");
+    }
+}
+
+#[test]
+fn a_token_that_a_caller_keeps_is_wiped_when_the_caller_lets_go() {
+    let hits = looking(|| {
+        let runtime = runtime();
+        let layer = layer(&[(200, TOKEN)]);
+        let token = runtime.block_on(layer.handle().get()).unwrap();
+        let header = token.header_value();
+        drop((layer, runtime));
+        assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
+        drop(token);
+        assert_eq!(header, "Bearer the-cAnary-in-the-token");
+    });
+    assert_eq!(hits, 0);
+}
+
+/// An answer's body, a frame a piece.
+struct Pieces(slice::Chunks<'static, u8>);
+
+impl Body for Pieces {
+    type Data = &'static [u8];
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Infallible>>> {
+        Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+// Lives of layers.
+
+type Answers<'a> = &'a [(u16, &'static str)];
+
+/// A layer's whole life: one request, answered by the API with these statuses, and the end.
+fn life(answers: Answers<'_>, statuses: &'static [u16]) -> Option<AuthOutcome> {
+    let runtime = runtime();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let api = service_fn(move |request: Request<Full<Bytes>>| {
+        assert!(request.headers()[AUTHORIZATION].as_bytes().starts_with(b"Bearer the"));
+        let status = statuses[sent.fetch_add(1, Ordering::Relaxed)];
+        async move { Ok::<_, BoxError>(Response::builder().status(status).body(())?) }
+    });
+    let request = Request::get(format!("{BASE}/audience/keyspaces")).body(Full::default()).unwrap();
+    let mut answer = runtime.block_on(layer(answers).layer(api).oneshot(request)).unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.extensions_mut().remove()
+}
+
+/// The life of a layer that gets no token.
+fn refused(answers: Answers<'_>) -> AuthError {
+    runtime().block_on(layer(answers).handle().get()).unwrap_err()
+}
+
+fn layer(answers: Answers<'_>) -> ApsisAuthLayer {
+    let credentials = ClientCredentials::new("id", SECRET).unwrap();
+    ApsisAuthLayer::builder(credentials, BASE).transport(endpoint(answers)).build().unwrap()
+}
+
+/// A transport that copies nothing: the request is dropped as it is, the answers are static memory. The last one is
+/// repeated.
+fn endpoint(answers: Answers<'_>) -> Transport {
+    let (answers, asked) = (answers.to_vec(), Arc::new(AtomicUsize::new(0)));
+    let answer = move |request: Request<Full<Bytes>>| {
+        assert_ne!(request.body().size_hint().exact(), Some(0));
+        let (status, body) = answers[asked.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1)];
+        let answer = Response::builder().status(status).body(Full::new(Bytes::from_static(body.as_bytes())));
+        async move { Ok(answer?) }
+    };
+    BoxCloneSyncService::new(service_fn(answer))
+}
+
+type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
+
+/// On this thread alone, with a clock that runs ahead whenever a flight pauses.
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+// The allocator.
+
+/// How many blocks this thread gave back with a canary in them while `action` ran.
+fn looking(action: impl FnOnce()) -> usize {
+    HITS.set(0);
+    IS_LOOKING.set(true);
+    action();
+    IS_LOOKING.set(false);
+    HITS.get()
+}
+
+thread_local! {
+    // Neither has a destructor or is made lazily, so that the allocator may use them at any time.
+    static IS_LOOKING: Cell<bool> = const { Cell::new(false) };
+    static HITS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The system's allocator, which looks at each block before it is given back.
+///
+/// Blocks begin as zeros: one that is used in part would else be found with what its last owner left in it. And they
+/// never grow in place: whoever lets a buffer grow has to count on a copy.
+struct Looking;
+
+#[allow(unsafe_code, reason = "an allocator is unsafe to implement; it does what it does for the tests alone")]
+// SAFETY: every block comes from the system's allocator and goes back to it with the layout it was made with.
+unsafe impl GlobalAlloc for Looking {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of `alloc`, which is that of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if IS_LOOKING.get() {
+            // SAFETY: the block is the caller's until it is given back below, and all of it was set to zero at first.
+            let bytes = unsafe { slice::from_raw_parts(block, layout.size()) };
+            if bytes.windows(CANARY.len()).any(|window| window == CANARY) {
+                HITS.set(HITS.get() + 1);
+            }
+        }
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
