@@ -73,7 +73,7 @@ fn refuse(state: &mut State, refusal: &Refusal) -> Response<EmulatorBody> {
     let (counter, response) = match refusal {
         Refusal::Route => (&mut counters.unknown_routes, no_such_route()),
         Refusal::Token(rejection) => (&mut counters.api_rejected, rejection.response(dialect)),
-        Refusal::RefusedRoute => (&mut counters.api_refused, route_denied()),
+        Refusal::RefusedRoute => (&mut counters.api_refused, authorizer::explicit_deny()),
         Refusal::Limit => (&mut counters.api_limited, answers::too_many_requests()),
         Refusal::TooLarge => (&mut counters.api_too_large, answers::too_large()),
         Refusal::Rights => (&mut counters.api_forbidden, no_rights()),
@@ -87,15 +87,6 @@ fn no_such_route() -> Response<EmulatorBody> {
         StatusCode::FORBIDDEN,
         "MissingAuthenticationTokenException",
         &json!({"message": "Missing Authentication Token"}),
-    )
-}
-
-/// The wording of a resource that nobody allowed, unlike the authorizer's explicit deny.
-fn route_denied() -> Response<EmulatorBody> {
-    answers::gateway(
-        StatusCode::FORBIDDEN,
-        "AccessDeniedException",
-        &json!({"Message": "User is not authorized to access this resource"}),
     )
 }
 

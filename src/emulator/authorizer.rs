@@ -130,7 +130,7 @@ fn nothing_to_authorize() -> Response<EmulatorBody> {
     answers::gateway(StatusCode::UNAUTHORIZED, "UnauthorizedException", &json!({"message": "Unauthorized"}))
 }
 
-fn explicit_deny() -> Response<EmulatorBody> {
+pub(super) fn explicit_deny() -> Response<EmulatorBody> {
     answers::gateway(
         StatusCode::FORBIDDEN,
         "AccessDeniedException",

@@ -23,7 +23,8 @@ impl Emulator {
         key
     }
 
-    /// Deletes an API key: its credentials are denied and its tokens rejected from now on.
+    /// Deletes an API key: its credentials are denied from now on, and its tokens rejected, as far as the
+    /// [authorizer's cache](Self::set_authorizer_cache) does not remember them.
     ///
     /// Does nothing if there is no such key.
     pub fn delete_api_key(&self, client_id: &str) {
@@ -92,14 +93,14 @@ impl Emulator {
 impl Emulator {
     /// Sets how long the token endpoint takes over an answer. Default: zero.
     ///
-    /// What is answered is decided, and counted, when the request has arrived.
+    /// What is answered is decided, and counted, before that: when the whole request has arrived.
     pub fn set_token_delay(&self, delay: Duration) {
         self.state().settings.token_delay = delay;
     }
 
     /// Sets how long every other route takes over an answer. Default: zero.
     ///
-    /// What is answered is decided, and counted, when the request has arrived.
+    /// What is answered is decided, and counted, before that: when the whole request has arrived.
     pub fn set_api_delay(&self, delay: Duration) {
         self.state().settings.api_delay = delay;
     }
@@ -122,7 +123,7 @@ impl Emulator {
     }
 
     /// Sets whether token requests that brought no token count against the limit: those over the
-    /// limit, with wrong credentials, or not understood. Default: `true`, the careful assumption.
+    /// limit, with wrong credentials, or not understood; a 405 never does. Default: `true`, the careful assumption.
     pub fn set_refusals_count(&self, count: bool) {
         self.state().settings.refusals_count = count;
     }

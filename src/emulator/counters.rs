@@ -11,7 +11,7 @@ pub struct Counters {
     /// Token requests answered with a token.
     pub tokens_issued: u64,
     /// Token requests over the limit: 429.
-    pub token_refusals: u64,
+    pub token_limited: u64,
     /// Token requests with wrong credentials, or those of a deleted key: 401.
     pub token_denials: u64,
     /// Token requests that were not understood: 400, 405, 413.

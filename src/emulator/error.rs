@@ -8,7 +8,7 @@ pub enum EmulatorError {
     #[error("connection closed without an answer")]
     Closed,
     /// The answer's body ended before it was complete, as scripted.
-    #[error("body ended in mid-way")]
+    #[error("body ended in midway")]
     Truncated,
     /// The request's body could not be read.
     #[error("request body failed")]

@@ -116,7 +116,8 @@ use self::{
 /// Behaves like one account of APSIS One.
 ///
 /// Clones are cheap and share the account: a control turned on one of them is turned on all. A
-/// control holds for the requests that arrive after it was turned.
+/// control holds for the requests that arrive after it was turned: delays and scripts for those
+/// whose head arrives, all others for those whose body has arrived.
 ///
 /// See the [module docs](self) for an example.
 #[derive(Clone)]

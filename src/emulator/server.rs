@@ -79,7 +79,7 @@ impl Emulator {
 
     /// Serves over HTTPS on 127.0.0.1, on a port that the system chooses.
     ///
-    /// The certificate is made now, for `localhost` and `127.0.0.1`. A client has to be told to trust
+    /// The certificate is made now, for `localhost` and the address. A client has to be told to trust
     /// it: see [`EmulatorServer::certificate_pem`].
     ///
     /// # Errors
@@ -105,17 +105,19 @@ impl Emulator {
     /// Outside a tokio runtime with IO and time.
     pub async fn serve_https_on(&self, addr: SocketAddr) -> io::Result<EmulatorServer> {
         let listener = TcpListener::bind(addr).await?;
-        EmulatorServer::start(self, listener, Some(Tls::generate()?))
+        let tls = Tls::generate(listener.local_addr()?.ip())?;
+        EmulatorServer::start(self, listener, Some(tls))
     }
 }
 
 impl EmulatorServer {
-    /// Returns the base URL, without a slash at its end: `http://127.0.0.1:PORT` (or the address that
-    /// was asked for), `https://localhost:PORT`.
+    /// Returns the base URL, without a slash at its end: `http://127.0.0.1:PORT` or
+    /// `https://localhost:PORT`; with the address itself if another one was asked for.
     #[must_use]
     pub fn url(&self) -> String {
         match self.certificate {
-            Some(_) => format!("https://localhost:{}", self.addr.port()),
+            Some(_) if self.addr.ip() == Ipv4Addr::LOCALHOST => format!("https://localhost:{}", self.addr.port()),
+            Some(_) => format!("https://{}", self.addr),
             None => format!("http://{}", self.addr),
         }
     }

@@ -1,6 +1,6 @@
 //! The certificate of an HTTPS server, made when it starts.
 
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use tokio_rustls::{
@@ -24,9 +24,9 @@ pub(super) struct Certificate {
 }
 
 impl Tls {
-    pub(super) fn generate() -> io::Result<Self> {
+    pub(super) fn generate(address: IpAddr) -> io::Result<Self> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
-        let certificate = self_signed(&key).map_err(io::Error::other)?;
+        let certificate = self_signed(&key, address).map_err(io::Error::other)?;
         let der = certificate.der().clone();
         let config = server_config(der.clone(), &key).map_err(io::Error::other)?;
         Ok(Self {
@@ -36,8 +36,8 @@ impl Tls {
     }
 }
 
-fn self_signed(key: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+fn self_signed(key: &KeyPair, address: IpAddr) -> Result<rcgen::Certificate, rcgen::Error> {
+    let names = ["localhost".to_owned(), address.to_string()];
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();
     let name = "APSIS One emulator";

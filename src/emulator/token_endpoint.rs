@@ -130,7 +130,7 @@ fn issue(state: &mut State, now: Now, client_id: &str) -> Token {
 fn refuse(state: &mut State, refusal: &Refusal) -> Response<EmulatorBody> {
     let counters = &mut state.counters;
     let counter = match refusal {
-        Refusal::Limit => &mut counters.token_refusals,
+        Refusal::Limit => &mut counters.token_limited,
         Refusal::Credentials => &mut counters.token_denials,
         Refusal::Method | Refusal::TooLarge | Refusal::Malformed | Refusal::GrantType => {
             &mut counters.token_bad_requests

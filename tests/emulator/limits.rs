@@ -36,7 +36,7 @@ async fn the_eleventh_token_request_within_a_minute_is_refused() {
     let refused = ask_for_token(&emulator, &emulator.api_key()).await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.header("retry-after"), None);
-    assert_eq!(emulator.counters().token_refusals, 1);
+    assert_eq!(emulator.counters().token_limited, 1);
     assert_eq!(emulator.counters().tokens_issued, 10);
 }
 

@@ -149,7 +149,8 @@ async fn a_refused_route_denies_every_token_in_the_gateways_words() {
     let reply = get(&emulator, &token, SECTIONS).await;
     assert_eq!(reply.status, StatusCode::FORBIDDEN);
     assert_eq!(reply.header("x-amzn-errortype"), Some("AccessDeniedException"));
-    assert!(reply.json()["Message"].is_string());
+    let message = "User is not authorized to access this resource with an explicit deny";
+    assert_eq!(reply.json()["message"], message);
     assert_eq!(emulator.counters().api_refused, 1);
     assert_eq!(get(&emulator, &token, KEYSPACES).await.status, 200);
     assert_eq!(get(&emulator, "dead", SECTIONS).await.status, 401);

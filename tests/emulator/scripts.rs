@@ -38,7 +38,7 @@ async fn scripted_answers_come_in_order_and_then_the_usual_ones() {
     assert_eq!(counters.scripted, 3);
     assert_eq!(counters.token_requests, 4);
     assert_eq!(counters.tokens_issued, 1);
-    assert_eq!(counters.token_refusals, 0);
+    assert_eq!(counters.token_limited, 0);
 }
 
 #[tokio::test(start_paused = true)]
