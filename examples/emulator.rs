@@ -8,10 +8,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this program is for")]
 
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, File},
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::ExitCode,
+    process::{self, ExitCode},
 };
 
 use apsis_auth::emulator::{ApiKey, Counters, Emulator, EmulatorServer};
@@ -85,9 +87,10 @@ fn write_certificate(server: &EmulatorServer) -> io::Result<Option<PathBuf>> {
     let Some(pem) = server.certificate_pem() else {
         return Ok(None);
     };
-    let name = format!("apsis-one-emulator-{}.pem", server.addr().port());
+    let name = format!("apsis-one-emulator-{}-{}.pem", process::id(), server.addr().port());
     let path = env::temp_dir().join(name);
-    fs::write(&path, pem)?;
+    // Not over a file that is there: the folder belongs to everybody.
+    File::create_new(&path)?.write_all(pem.as_bytes())?;
     Ok(Some(path))
 }
 
@@ -126,7 +129,7 @@ fn print_counters(counters: &Counters) {
     let rows = [
         ("token requests", counters.token_requests),
         ("  issued a token", counters.tokens_issued),
-        ("  over the limit", counters.token_refusals),
+        ("  over the limit", counters.token_limited),
         ("  wrong credentials", counters.token_denials),
         ("  not understood", counters.token_bad_requests),
         ("API requests", counters.api_requests),

@@ -19,7 +19,7 @@ use std::{
 };
 
 use apsis_auth::{
-    ApsisAuthLayer, Region, Snapshot,
+    ApsisAuthLayer, AuthOutcome, Region, Snapshot,
     emulator::{Answer, Dialect, Emulator},
 };
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tokio::task::JoinSet;
 use tower::{BoxError, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 use tower_http::{ServiceBuilderExt, timeout::TimeoutLayer, trace::TraceLayer};
@@ -43,7 +43,7 @@ const SETTINGS: [&str; 5] =
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).init();
-    let real = SETTINGS.iter().any(|name| env::var_os(name).is_some());
+    let real = SETTINGS.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
     let result = if real { call_the_api().await } else { tell_the_story().await };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,7 +67,7 @@ fn print_chain(error: &dyn Error) {
 type ApiClient = BoxCloneSyncService<Request<Full<Bytes>>, Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>;
 
 /// What an application has anyway, and one line more: `.layer(auth)`.
-fn client(auth: ApsisAuthLayer) -> Result<ApiClient, BoxError> {
+fn client(auth: ApsisAuthLayer, base: &str) -> Result<ApiClient, BoxError> {
     let stack = ServiceBuilder::new()
         .map_response_body(|body| BodyExt::map_err(body, Into::into).boxed_unsync())
         .layer(TraceLayer::new_for_http())
@@ -75,26 +75,31 @@ fn client(auth: ApsisAuthLayer) -> Result<ApiClient, BoxError> {
         .layer(auth)
         // TimeoutLayer answers with a body of its own making; hyper's has no default.
         .map_response_body(BodyExt::boxed_unsync)
-        .service(https_client()?);
+        .service(https_client(base)?);
     // Boxed, for a type that has a short name.
     Ok(BoxCloneSyncService::new(stack))
 }
 
-/// The client that the application has: hyper over rustls, for http as well since the emulator speaks that.
-fn https_client() -> io::Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>> {
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_native_roots(aws_lc_rs::default_provider())?
-        .https_or_http()
-        .enable_http1()
-        .build();
+/// The client that the application has. The emulator speaks plain http, for which no certificate is needed.
+fn https_client(base: &str) -> io::Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>> {
+    let provider = aws_lc_rs::default_provider();
+    let builder = HttpsConnectorBuilder::new();
+    let builder = if base.starts_with("https:") {
+        builder.with_provider_and_native_roots(provider)?
+    } else {
+        let config = ClientConfig::builder_with_provider(provider.into()).with_safe_default_protocol_versions();
+        let config = config.map_err(io::Error::other)?.with_root_certificates(RootCertStore::empty());
+        builder.with_tls_config(config.with_no_client_auth())
+    };
+    let connector = builder.https_or_http().enable_http1().build();
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
 async fn call_the_api() -> Result<(), BoxError> {
     let base = Region::from_env()?.base_url();
-    let client = client(ApsisAuthLayer::from_env()?)?;
+    let client = client(ApsisAuthLayer::from_env()?, base)?;
     let started = Instant::now();
-    let status = get_keyspaces(client, base.to_owned()).await?;
+    let (status, _) = get_keyspaces(client, base.to_owned()).await?;
     println!("GET {base}/audience/keyspaces: {status} after {:.2?}", started.elapsed());
     Ok(())
 }
@@ -106,26 +111,25 @@ async fn tell_the_story() -> Result<(), BoxError> {
     apsis.set_api_limit(10_000);
     let auth = ApsisAuthLayer::builder(apsis.api_key().credentials(), server.url()).build()?;
     let token = auth.handle();
-    let scene = Scene { apsis: apsis.clone(), base: server.url(), client: client(auth)? };
+    let scene = Scene { apsis: apsis.clone(), base: server.url(), client: client(auth, &server.url())? };
 
     println!("An emulator of APSIS One listens at {}.\n", server.url());
-    println!("{:<52} {:>6} {:>7} {:>8} {:>7} {:>7}", "", "calls", "200 OK", "replayed", "tokens", "time");
-    scene.play("first calls, all at once", 100).await?;
+    println!("{:<48} {:>5} {:>6} {:>8} {:>14} {:>6}", "", "calls", "200 OK", "replayed", "token requests", "time");
+    scene.play("first calls, all at once", async {}).await?;
 
     apsis.set_dialect(Dialect::Unauthorized);
     apsis.revoke_tokens();
-    scene.play("the token is revoked, and the API says 401", 100).await?;
+    scene.play("the token is revoked, and the API says 401", async {}).await?;
 
     apsis.set_dialect(Dialect::Gateway);
     apsis.revoke_tokens();
-    scene.play("the token is revoked, and the gateway says 403", 100).await?;
+    scene.play("the token is revoked, and the gateway says 403", async {}).await?;
 
     apsis.script_token_answers([Answer::too_many_requests()]);
-    let refused = token.renew().await;
-    scene.play("the token endpoint says 429 to a forced renewal", 100).await?;
+    let refused = scene.play("a token request is forced, and answered with 429", token.renew()).await?;
 
     if let Err(error) = refused {
-        println!("\nThe forced renewal failed: {error}.");
+        println!("\nThe forced token request failed: {error}.");
     }
     print_state(&token.snapshot());
     server.shutdown().await;
@@ -139,24 +143,26 @@ struct Scene {
 }
 
 impl Scene {
-    /// Makes the calls at the same time and prints what the callers and the emulator saw.
-    async fn play(&self, title: &str, calls: usize) -> Result<(), BoxError> {
-        let before = self.apsis.counters();
+    /// Makes a hundred calls while something else happens, and prints what came of it. All of them are to be served.
+    async fn play<T>(&self, title: &str, event: impl Future<Output = T>) -> Result<T, BoxError> {
+        const CALLS: usize = 100;
+        let token_requests = self.apsis.counters().token_requests;
         let started = Instant::now();
         let mut answers = JoinSet::new();
-        for _ in 0..calls {
+        for _ in 0..CALLS {
             answers.spawn(get_keyspaces(self.client.clone(), self.base.clone()));
         }
-        let mut accepted = 0;
-        while let Some(status) = answers.join_next().await {
-            accepted += usize::from(status?? == StatusCode::OK);
+        let event = event.await;
+        let (mut accepted, mut replayed) = (0, 0);
+        while let Some(answer) = answers.join_next().await {
+            let (status, outcome) = answer??;
+            accepted += usize::from(status == StatusCode::OK);
+            replayed += usize::from(matches!(outcome, Some(AuthOutcome::Replayed)));
         }
-        let took = started.elapsed();
-        let after = self.apsis.counters();
-        let replayed = after.api_rejected - before.api_rejected;
-        let tokens = after.tokens_issued - before.tokens_issued;
-        println!("{title:<52} {calls:>6} {accepted:>7} {replayed:>8} {tokens:>7} {:>4} ms", took.as_millis());
-        Ok(())
+        let took = started.elapsed().as_millis();
+        let token_requests = self.apsis.counters().token_requests - token_requests;
+        println!("{title:<48} {CALLS:>5} {accepted:>6} {replayed:>8} {token_requests:>14} {took:>3} ms");
+        if accepted == CALLS { Ok(event) } else { Err(format!("{accepted} of {CALLS} calls were served").into()) }
     }
 }
 
@@ -172,10 +178,11 @@ fn print_state(state: &Snapshot) {
     println!("  token requests left in this minute: {}", state.attempts_left);
 }
 
-async fn get_keyspaces(client: ApiClient, base: String) -> Result<StatusCode, BoxError> {
+/// The status, and what the layer had to do for it.
+async fn get_keyspaces(client: ApiClient, base: String) -> Result<(StatusCode, Option<AuthOutcome>), BoxError> {
     let request = Request::get(format!("{base}/audience/keyspaces")).body(Full::default())?;
     let response = client.oneshot(request).await?;
-    let status = response.status();
+    let (status, outcome) = (response.status(), response.extensions().get().cloned());
     response.into_body().collect().await?;
-    Ok(status)
+    Ok((status, outcome))
 }

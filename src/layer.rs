@@ -183,7 +183,7 @@ impl ApsisAuthBuilder {
         self
     }
 
-    /// The longest a flight takes: a token request with its repetitions and the pauses between them.
+    /// The longest a flight takes: the attempts to get one token, and the pauses between them.
     ///
     /// More than zero, at most an hour.
     ///

@@ -49,7 +49,7 @@
 //!
 //! # Words
 //!
-//! A **flight** is the one token request under way, its repetitions included; each HTTP request of it is an **attempt**.
+//! A **flight** is the one token request under way; each HTTP request of it is an **attempt**.
 //! A token's **generation** is its number in this process. A token is **due** when it is time to **refresh** it; within its
 //! **margin** before the expiry it counts as expired. A token the API **rejected** is **renewed**, and the request is
 //! **replayed**. After a failed flight the layer is **grounded**: no flight before a given moment.
@@ -119,7 +119,7 @@
 //! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
 //! | `rejection.rs` | is this response the token's fault? |
 //! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
-//! | `cache.rs` | the current token, who may start a flight, grounding; the only file that locks |
+//! | `cache.rs` | the current token, who may start a flight, grounding; the only file of the core that locks |
 //! | `flight.rs` | the attempts of a flight and its landing |
 //! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
 //! | `endpoint.rs` | the token request and what each answer means |

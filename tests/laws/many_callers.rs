@@ -467,7 +467,7 @@ async fn fifty_processes_are_served_within_twenty_minutes_and_refresh_apart() {
             }
             let refreshes = attempts.all();
             assert_eq!(refreshes.len(), PROCESSES);
-            assert_eq!(world.apsis.counters().token_refusals, before.token_refusals);
+            assert_eq!(world.apsis.counters().token_limited, before.token_limited);
             assert!(refreshes[PROCESSES - 1] - refreshes[0] > 3 * HOUR, "they take up most of the 15 % of a day");
             let crowd = refreshes.windows(8).find(|window| window[7] - window[0] < 5 * MINUTE);
             assert_eq!(crowd, None);
