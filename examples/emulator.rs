@@ -25,6 +25,10 @@ const USAGE: &str = "usage: emulator [--https] [--port N]
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    if env::args().any(|arg| arg == "--help" || arg == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let options = match Options::parse(env::args().skip(1)) {
         Ok(options) => options,
         Err(problem) => {
@@ -44,7 +48,8 @@ async fn main() -> ExitCode {
 async fn run(options: &Options) -> io::Result<()> {
     let emulator = Emulator::new();
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-    let server = if options.https { emulator.serve_https_on(addr).await? } else { emulator.serve_on(addr).await? };
+    let server = if options.https { emulator.serve_https_on(addr).await } else { emulator.serve_on(addr).await };
+    let server = server.map_err(|error| io::Error::new(error.kind(), format!("{addr}: {error}")))?;
     let certificate = write_certificate(&server)?;
     print_instructions(&server, &emulator.api_key(), certificate.as_ref());
 

@@ -42,7 +42,7 @@ const SETTINGS: [&str; 5] =
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     let real = SETTINGS.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
     let result = if real { call_the_api().await } else { tell_the_story().await };
     match result {
@@ -98,6 +98,7 @@ fn https_client(base: &str) -> io::Result<Client<HttpsConnector<HttpConnector>, 
 async fn call_the_api() -> Result<(), BoxError> {
     let base = Region::from_env()?.base_url();
     let client = client(ApsisAuthLayer::from_env()?, base)?;
+    println!("Asking {base} for a token, and then for the keyspaces …");
     let started = Instant::now();
     let (status, _) = get_keyspaces(client, base.to_owned()).await?;
     println!("GET {base}/audience/keyspaces: {status} after {:.2?}", started.elapsed());
@@ -113,23 +114,25 @@ async fn tell_the_story() -> Result<(), BoxError> {
     let token = auth.handle();
     let scene = Scene { apsis: apsis.clone(), base: server.url(), client: client(auth, &server.url())? };
 
-    println!("An emulator of APSIS One listens at {}.\n", server.url());
-    println!("{:<48} {:>5} {:>6} {:>8} {:>14} {:>6}", "", "calls", "200 OK", "replayed", "token requests", "time");
+    println!("An emulator of APSIS One listens at {}. In each row 100 calls are", server.url());
+    println!("made at once; see how few token requests they cost.\n");
+    println!("{:<42} {:>5} {:>6} {:>8} {:>8} {:>6}", "", "", "", "", "token", "");
+    println!("{:<42} {:>5} {:>6} {:>8} {:>8} {:>6}", "", "calls", "served", "replayed", "requests", "time");
     scene.play("first calls, all at once", async {}).await?;
 
     apsis.set_dialect(Dialect::Unauthorized);
     apsis.revoke_tokens();
-    scene.play("the token is revoked, and the API says 401", async {}).await?;
+    scene.play("token revoked, the API says 401", async {}).await?;
 
     apsis.set_dialect(Dialect::Gateway);
     apsis.revoke_tokens();
-    scene.play("the token is revoked, and the gateway says 403", async {}).await?;
+    scene.play("token revoked, the gateway says 403", async {}).await?;
 
     apsis.script_token_answers([Answer::too_many_requests()]);
-    let refused = scene.play("a token request is forced, and answered with 429", token.renew()).await?;
+    let refused = scene.play("token endpoint says 429, the token lives", token.renew()).await?;
 
     if let Err(error) = refused {
-        println!("\nThe forced token request failed: {error}.");
+        println!("\nIn the last row a token request was forced. It failed: {error}.");
     }
     print_state(&token.snapshot());
     server.shutdown().await;
@@ -161,7 +164,7 @@ impl Scene {
         }
         let took = started.elapsed().as_millis();
         let token_requests = self.apsis.counters().token_requests - token_requests;
-        println!("{title:<48} {CALLS:>5} {accepted:>6} {replayed:>8} {token_requests:>14} {took:>3} ms");
+        println!("{title:<42} {CALLS:>5} {accepted:>6} {replayed:>8} {token_requests:>8} {took:>3} ms");
         if accepted == CALLS { Ok(event) } else { Err(format!("{accepted} of {CALLS} calls were served").into()) }
     }
 }
@@ -169,13 +172,17 @@ impl Scene {
 fn print_state(state: &Snapshot) {
     println!("\nThe state at the end:");
     if let Some(token) = &state.token {
-        println!("  token number {}, good for {} s more", token.generation, token.expires_in_seconds);
-        println!("  its refresh is due in {} s", token.due_in_seconds);
+        println!("  token number {}, good for {} more", token.generation, hours(token.expires_in_seconds));
+        println!("  its refresh is due in {}, drawn at random", hours(token.due_in_seconds));
     }
     if let Some(grounded) = &state.grounded {
-        println!("  no token request for {} s: {}", grounded.for_seconds, grounded.because);
+        println!("  no token request for {} s, since {}", grounded.for_seconds, grounded.because);
     }
-    println!("  token requests left in this minute: {}", state.attempts_left);
+    println!("  token requests that may still be made in this minute: {} of 4", state.attempts_left);
+}
+
+fn hours(seconds: u64) -> String {
+    format!("{} h {} min", seconds / 3600, seconds / 60 % 60)
 }
 
 /// The status, and what the layer had to do for it.

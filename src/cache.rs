@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
@@ -70,8 +70,8 @@ struct State {
 struct CurrentFlight {
     number: u64,
     outcome: watch::Receiver<Option<Outcome>>,
-    /// A flight keeps its own time limit, unless its runtime is not driven. Past this it does not count any more.
-    ends_by: Instant,
+    /// It lands by then, unless its runtime is not driven.
+    lands_by: Instant,
 }
 
 /// No flight before a given moment, and why.
@@ -273,13 +273,15 @@ impl TokenCache {
                     let _ = timeout_at(grounding.until, landed).await;
                 }
                 Found::Flight(mut flight) => {
-                    let until = give_up_at.min(flight.ends_by);
+                    // Who may wait to the end of the flight hears what came of it, and not just that time is up.
+                    let lost_at = flight.lost_at();
+                    let until = if give_up_at < flight.lands_by { give_up_at } else { lost_at };
                     match timeout_at(until, flight.outcome.wait_for(Option::is_some)).await {
                         Ok(outcome) => {
                             let outcome = outcome.ok().and_then(|outcome| outcome.clone());
                             return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
                         }
-                        Err(_) if until < give_up_at => {}
+                        Err(_) if until == lost_at => {}
                         Err(_) => return Err(AuthError::TimedOut { after: self.limits.max_wait }),
                     }
                 }
@@ -333,11 +335,11 @@ impl TokenCache {
 
     /// Starts a flight as a task of its own, so that no caller's cancellation reaches it.
     fn fly(self: &Arc<Self>, mut state: MutexGuard<'_, State>, runtime: &Handle, reason: Reason) -> CurrentFlight {
-        let ends_by = Instant::now() + self.limits.flight;
+        let lands_by = Instant::now() + self.limits.flight;
         state.flights_begun += 1;
         let number = state.flights_begun;
-        let (flight, outcome) = Flight::new(self, number, reason, ends_by);
-        let current = CurrentFlight { number, outcome, ends_by: ends_by + GRACE };
+        let (flight, outcome) = Flight::new(self, number, reason, lands_by);
+        let current = CurrentFlight { number, outcome, lands_by };
         state.flight = Some(current.clone());
         drop(state);
         // A runtime that is shutting down drops the flight at once; a dropped flight lands, which takes the lock.
@@ -385,7 +387,7 @@ impl TokenCache {
             }
             Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
             Err(FlightError::Failed(failure)) => {
-                let grounding = state.ground_after(failure, now, draw);
+                let grounding = state.ground_after(failure, &self.source.url, now, draw);
                 drop(state);
                 grounding.trace();
                 Err(grounding.error)
@@ -443,6 +445,13 @@ impl TokenCache {
     }
 }
 
+impl CurrentFlight {
+    /// Past this it does not count any more.
+    fn lost_at(&self) -> Instant {
+        self.lands_by + GRACE
+    }
+}
+
 impl Want {
     fn accept(self, token: Arc<Token>) -> Outcome {
         match self {
@@ -460,7 +469,7 @@ impl Grounding {
     }
 
     fn trace(&self) {
-        let seconds = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
+        let seconds = self.until.saturating_duration_since(Instant::now()).as_secs();
         tracing::warn!(seconds, error = %Chain(&self.error), "grounded");
     }
 }
@@ -468,7 +477,7 @@ impl Grounding {
 impl State {
     /// The flight under way. One that is long past its end is lost with its runtime, and does not count any more.
     fn flight(&mut self, now: Instant) -> Option<&CurrentFlight> {
-        if self.flight.as_ref().is_some_and(|flight| now >= flight.ends_by) {
+        if self.flight.as_ref().is_some_and(|flight| now >= flight.lost_at()) {
             self.end_flight(now);
         }
         self.flight.as_ref()
@@ -487,7 +496,7 @@ impl State {
         self.grounded.as_ref().is_some_and(|grounding| now < grounding.until)
     }
 
-    fn ground_after(&mut self, failure: Failure, now: Instant, draw: f64) -> Grounding {
+    fn ground_after(&mut self, failure: Failure, url: &Uri, now: Instant, draw: f64) -> Grounding {
         let failures = &mut self.failures;
         let wait = match &failure.kind {
             FailureKind::Transient(_) => {
@@ -505,11 +514,11 @@ impl State {
         };
         // A wait that ends without room in the budget would only be followed by another one.
         let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
-        let retry_at = RetryAt(until);
+        let (url, retry_at) = (url.clone(), RetryAt(until));
         let error = match failure.kind {
-            FailureKind::Transient(fault) => AuthError::Unavailable { cause: Arc::new(fault), retry_at },
+            FailureKind::Transient(fault) => AuthError::Unavailable { url, cause: Arc::new(fault), retry_at },
             FailureKind::RateLimited => AuthError::RateLimited { retry_at },
-            FailureKind::Terminal { status, code } => AuthError::Refused { status, code, retry_at },
+            FailureKind::Terminal { status, code } => AuthError::Refused { url, status, code, retry_at },
         };
         let grounding = Grounding { until, error };
         self.grounded = Some(grounding.clone());

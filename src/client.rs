@@ -22,7 +22,8 @@ use crate::BuildError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The transport that token requests take unless the builder is given another one: HTTP/1.1 over hyper and rustls.
+/// The transport that token requests take unless the builder is given another one: HTTP/1.1 over hyper and rustls. It is
+/// made for them alone.
 ///
 /// Servers are trusted by the platform's root certificates (on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name others)
 /// and those that are added. It takes 5 seconds for a TCP connection at most, follows no redirect, and keeps no connection: token
@@ -49,24 +50,28 @@ impl HttpsTransport {
     ///
     /// [`BuildError::RootCertificates`] if there are none.
     pub fn new() -> Result<Self, BuildError> {
-        Self::trusting(&[])
+        Self::with_platform_roots(RootCertStore::empty())
     }
 
     /// A transport that trusts these certificates (PEM, one or more) beside the platform's.
     ///
     /// # Errors
     ///
-    /// [`BuildError::RootCertificates`] if a certificate cannot be read, or if there are none at all.
+    /// [`BuildError::Certificate`] if a certificate cannot be read, or if there is none.
     pub fn trusting(pem: &[u8]) -> Result<Self, BuildError> {
-        let wrong = |cause: BoxError| BuildError::RootCertificates { cause: Some(cause) };
+        let wrong = |cause: BoxError| BuildError::Certificate { cause: Some(cause) };
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|error| wrong(error.into()))?;
             roots.add(certificate).map_err(|error| wrong(error.into()))?;
         }
-        if roots.is_empty() && !pem.is_empty() {
-            return Err(wrong("there is no certificate in the PEM".into()));
+        if roots.is_empty() {
+            return Err(BuildError::Certificate { cause: None });
         }
+        Self::with_platform_roots(roots)
+    }
+
+    fn with_platform_roots(mut roots: RootCertStore) -> Result<Self, BuildError> {
         let mut platform = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(platform.certs);
         if roots.is_empty() {

@@ -43,7 +43,7 @@ pub(crate) type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<A
 #[derive(Clone)]
 pub(crate) struct TokenEndpoint {
     transport: Transport,
-    url: Uri,
+    pub(crate) url: Uri,
     /// The request body holds the secret: made once, shared by all attempts, wiped with the last clone.
     form: Bytes,
     credentials: Arc<ClientCredentials>,

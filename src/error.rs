@@ -2,27 +2,29 @@
 //!
 //! Neither shows a secret or a token, in any form of printing. Of the token endpoint's answers they show the status and
 //! the OAuth `error` code, of a transport's failure the text, unless it has the secret in it.
-//!
-//! The layer's own failures come as a [`tower::BoxError`], as those of tower's layers do:
-//!
-//! ```
-//! use apsis_auth::AuthError;
-//!
-//! fn retry_after(error: &tower::BoxError) -> Option<std::time::Duration> {
-//!     let at = error.downcast_ref::<AuthError>()?.retry_at()?;
-//!     Some(at.saturating_duration_since(std::time::Instant::now()))
-//! }
-//! # assert!(retry_after(&"another error".into()).is_none());
-//! ```
 
 use std::{error::Error, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use tokio::time::Instant;
 
 /// Why a request could not be given a token.
 ///
-/// It is shared by all requests that waited for the same token request.
+/// It is shared by all requests that waited for the same token request, and shows neither the secret nor a token in any
+/// form of printing. What failed underneath is in `source()`.
+///
+/// A service returns it as a [`tower::BoxError`], as tower's own layers do:
+///
+/// ```
+/// use apsis_auth::AuthError;
+///
+/// /// For the `Retry-After` of a 503.
+/// fn retry_after(error: &tower::BoxError) -> Option<std::time::Duration> {
+///     let at = error.downcast_ref::<AuthError>()?.retry_at()?;
+///     Some(at.saturating_duration_since(std::time::Instant::now()))
+/// }
+/// # assert!(retry_after(&"another error".into()).is_none());
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
@@ -30,13 +32,11 @@ pub enum AuthError {
     ///
     /// Check the client ID and secret, that the API key still exists, and the region. The endpoint is asked again at
     /// `retry_at`, in case the key was mended.
-    #[error(
-        "the token endpoint refused the client credentials with {status}{}; check the client ID and secret, that the \
-         API key still exists, and the region",
-        in_parentheses(code.as_deref())
-    )]
+    #[error("{url} refused a token with {status}{}; {}", in_parentheses(code.as_deref()), advice(*status, code.as_deref()))]
     #[non_exhaustive]
     Refused {
+        /// The token endpoint.
+        url: Uri,
         /// What it answered.
         status: StatusCode,
         /// The OAuth `error` code of the answer (RFC 6749 §5.2), if it had one: at most 64 letters, digits, `_`, `-`
@@ -55,17 +55,19 @@ pub enum AuthError {
         retry_at: RetryAt,
     },
     /// The token endpoint could not be reached, did not answer in time, or answered something other than a token.
-    #[error("no token could be had from the token endpoint")]
+    #[error("no token could be had from {url}")]
     #[non_exhaustive]
     Unavailable {
+        /// The token endpoint.
+        url: Uri,
         /// What happened at the last attempt.
         #[source]
         cause: Arc<dyn Error + Send + Sync>,
         /// When it may be asked again.
         retry_at: RetryAt,
     },
-    /// This process has used up its own budget of token requests per minute.
-    #[error("the budget of token requests is used up; there is room again when its oldest is a minute old")]
+    /// The layer has used up its own budget of token requests per minute.
+    #[error("the layer's token requests of this minute are used up")]
     #[non_exhaustive]
     OutOfBudget {
         /// When there is room for one.
@@ -100,11 +102,12 @@ pub enum AuthError {
 }
 
 /// A moment at which the token endpoint may be asked again; read it with [`AuthError::retry_at`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RetryAt(pub(crate) Instant);
 
 impl AuthError {
-    /// Whether the same request may succeed later without anybody changing a setting.
+    /// Whether the same request may succeed later without anybody changing a setting: all but
+    /// [`Refused`](Self::Refused), [`NoRuntime`](Self::NoRuntime) and [`TooManyHeaders`](Self::TooManyHeaders).
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::NoRuntime | Self::TooManyHeaders)
@@ -112,6 +115,10 @@ impl AuthError {
 
     /// When the token endpoint is asked again. A request that needs a token waits for that if it may wait so long, and
     /// fails at once if not.
+    ///
+    /// By the clock of tokio, which a test may have paused: then it is not to be compared with [`Instant::now`].
+    ///
+    /// [`Instant::now`]: std::time::Instant::now
     #[must_use]
     pub fn retry_at(&self) -> Option<std::time::Instant> {
         match self {
@@ -137,6 +144,22 @@ impl fmt::Display for Chain<'_> {
             source = cause.source();
         }
         Ok(())
+    }
+}
+
+/// Credentials are only one of the things that may be wrong: a page that is not found, or has moved, is no token endpoint.
+fn advice(status: StatusCode, code: Option<&str>) -> &'static str {
+    let asked_who_we_are = matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    if asked_who_we_are || code.is_some() {
+        "check the client ID and secret, that the API key still exists, and the region or base URL"
+    } else {
+        "that is no answer of a token endpoint: check the region or base URL"
+    }
+}
+
+impl fmt::Debug for RetryAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "in {:?}", self.0.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -198,7 +221,7 @@ pub enum BuildError {
         name: String,
     },
     /// The base URL cannot be used.
-    #[error("the base URL {url:?} cannot be used: {problem}")]
+    #[error("the base URL {url:?} cannot be used: {problem}; it is written like https://api.apsis.one")]
     #[non_exhaustive]
     BaseUrl {
         /// What was given, without user information and query.
@@ -221,6 +244,14 @@ pub enum BuildError {
     /// There is no transport for token requests: the feature `client` is off and none was given.
     #[error("no transport for token requests; give one to the builder, or turn on the feature `client`")]
     NoTransport,
+    /// What was given to trust is not the PEM of a certificate.
+    #[error("the PEM to trust holds no certificate that can be read")]
+    #[non_exhaustive]
+    Certificate {
+        /// What is wrong with it, if it was not empty.
+        #[source]
+        cause: Option<Box<dyn Error + Send + Sync>>,
+    },
     /// No root certificate could be had, so no HTTPS server can be trusted.
     #[error("no root certificate to trust APSIS One by; install the system's (often a package `ca-certificates`)")]
     #[non_exhaustive]

@@ -46,7 +46,7 @@ pub(crate) struct Flight {
     cache: Weak<TokenCache>,
     number: u64,
     reason: Reason,
-    ends_by: Instant,
+    lands_by: Instant,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -56,10 +56,10 @@ impl Flight {
         cache: &Arc<TokenCache>,
         number: u64,
         reason: Reason,
-        ends_by: Instant,
+        lands_by: Instant,
     ) -> (Self, watch::Receiver<Option<Outcome>>) {
         let (sender, outcome) = watch::channel(None);
-        (Self { cache: Arc::downgrade(cache), number, reason, ends_by, outcome: sender }, outcome)
+        (Self { cache: Arc::downgrade(cache), number, reason, lands_by, outcome: sender }, outcome)
     }
 
     pub(crate) fn spawn(self, runtime: &Handle) {
@@ -85,7 +85,7 @@ impl Flight {
         };
         let mut failed = 0;
         loop {
-            let deadline = self.ends_by.min(Instant::now() + limits.attempt);
+            let deadline = self.lands_by.min(Instant::now() + limits.attempt);
             let failure = match self.attempt(&source, &clock, deadline).await {
                 Err(FlightError::Failed(failure)) => failure,
                 ended => return ended,
@@ -131,7 +131,7 @@ impl Flight {
         let pause = asked_for.max(backoff::between_attempts(failed, clock.draw()));
         let at = Instant::now() + pause;
         let at = self.cache.upgrade()?.room_at().map_or(at, |room_at| room_at.max(at));
-        (at < self.ends_by).then_some(at)
+        (at < self.lands_by).then_some(at)
     }
 
     fn land(&self, result: Result<IssuedToken, FlightError>) {

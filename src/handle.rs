@@ -1,15 +1,4 @@
 //! The token without the layer: for requests that are sent another way, and for health endpoints.
-//!
-//! ```
-//! use apsis_auth::{ApsisAuthLayer, AuthError};
-//!
-//! /// What a `/readyz` endpoint might do.
-//! async fn ready(auth: &ApsisAuthLayer) -> Result<String, AuthError> {
-//!     let token = auth.handle();
-//!     token.warm_up().await?;
-//!     Ok(serde_json::to_string(&token.snapshot()).unwrap_or_default())
-//! }
-//! ```
 
 use std::sync::Arc;
 
@@ -20,8 +9,27 @@ use crate::{AccessToken, AuthError, cache::TokenCache, error::Chain};
 
 /// A handle on a layer's token. Clones are cheap and share it.
 ///
+/// ```
+/// use apsis_auth::{AuthError, TokenHandle};
+/// use http::{HeaderMap, header::AUTHORIZATION};
+///
+/// /// For a request that is sent without the layer.
+/// async fn authorize(token: &TokenHandle, headers: &mut HeaderMap) -> Result<(), AuthError> {
+///     headers.insert(AUTHORIZATION, token.get().await?.header_value());
+///     Ok(())
+/// }
+///
+/// /// For a `/readyz` endpoint: whether requests can be served, and the details as JSON.
+/// fn readiness(token: &TokenHandle) -> (bool, String) {
+///     let snapshot = token.snapshot();
+///     let ready = snapshot.token.as_ref().is_some_and(|token| token.usable);
+///     (ready, serde_json::to_string(&snapshot).unwrap_or_default())
+/// }
+/// ```
+///
 /// Each waiting method waits at most [`max_wait`](crate::ApsisAuthBuilder::max_wait), needs a tokio runtime with a timer
-/// if there is no token at hand, and can be cancelled: a token request under way goes on for the others.
+/// if there is no token at hand (tokio panics in a runtime that has none), and can be cancelled: a token request under way
+/// goes on for the others.
 #[derive(Clone, Debug)]
 pub struct TokenHandle {
     cache: Arc<TokenCache>,

@@ -1,25 +1,17 @@
 //! [`ApsisAuthLayer`] and its builder.
-//!
-//! ```no_run
-//! use std::time::Duration;
-//!
-//! use apsis_auth::{ApsisAuthLayer, ClientCredentials, Region};
-//! use tower::ServiceBuilder;
-//!
-//! # fn build<S>(client: S) -> Result<(), apsis_auth::BuildError> {
-//! let credentials = ClientCredentials::new("my-client-id", "my-secret")?;
-//! let auth = ApsisAuthLayer::builder(credentials, Region::Eu)
-//!     .max_wait(Duration::from_secs(10))
-//!     .build()?;
-//! let client = ServiceBuilder::new().layer(auth).service(client);
-//! # Ok(())
-//! # }
-//! ```
 
-use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, uri::Authority};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{BoxError, Layer, Service};
@@ -49,6 +41,18 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
 /// Building the layer makes no request and needs no runtime; the first request, or [`TokenHandle::warm_up`], gets the
 /// token.
 ///
+/// ```no_run
+/// use apsis_auth::{ApsisAuthLayer, ClientCredentials, Region};
+/// use tower::ServiceBuilder;
+///
+/// # fn build<S: Clone>(client: S) -> Result<(), apsis_auth::BuildError> {
+/// let credentials = ClientCredentials::new("my-client-id", "my-secret")?;
+/// let auth = ApsisAuthLayer::builder(credentials, Region::Eu).build()?;
+/// let client = ServiceBuilder::new().layer(auth).service(client);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// See the [crate's documentation](crate) for what it promises.
 #[derive(Clone, Debug)]
 pub struct ApsisAuthLayer {
@@ -60,9 +64,22 @@ pub(crate) struct Shared {
     pub(crate) cache: Arc<TokenCache>,
     pub(crate) origin: Origin,
     rule: Option<Rule>,
+    out_of_scope_was_told: AtomicBool,
 }
 
 impl Shared {
+    /// Says that a request goes to another origin and so without a token. Loud the first time: it may be a mistake in a
+    /// URL, which would look like a token that is rejected.
+    pub(crate) fn trace_out_of_scope<B>(&self, request: &Request<B>) {
+        let host = request.uri().authority().map(Authority::host).unwrap_or_default();
+        let (scheme, base) = (request.uri().scheme_str().unwrap_or_default(), self.origin.host());
+        if self.out_of_scope_was_told.swap(true, Ordering::Relaxed) {
+            tracing::debug!(scheme, host, base, "out of scope: sent without a token");
+        } else {
+            tracing::warn!(scheme, host, base, "out of scope: sent without a token");
+        }
+    }
+
     /// Whether this response is the token's fault.
     pub(crate) fn rejection(&self, status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
         match &self.rule {
@@ -110,7 +127,8 @@ impl ApsisAuthLayer {
     }
 }
 
-impl<S> Layer<S> for ApsisAuthLayer {
+// `Clone` is needed to call the service. Asked for here, the compiler says so where the stack is built.
+impl<S: Clone> Layer<S> for ApsisAuthLayer {
     type Service = ApsisAuth<S>;
 
     fn layer(&self, inner: S) -> ApsisAuth<S> {
@@ -119,6 +137,21 @@ impl<S> Layer<S> for ApsisAuthLayer {
 }
 
 /// Sets up an [`ApsisAuthLayer`]. Credentials and a region suffice.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use apsis_auth::{ApsisAuthLayer, ClientCredentials};
+///
+/// # fn build() -> Result<(), apsis_auth::BuildError> {
+/// let credentials = ClientCredentials::from_env()?;
+/// let auth = ApsisAuthLayer::builder(credentials, "https://gateway.example/apsis")
+///     .token_requests_per_minute(2)
+///     .max_wait(Duration::from_secs(10))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "it builds nothing until `build` is called"]
 pub struct ApsisAuthBuilder {
@@ -155,7 +188,7 @@ impl ApsisAuthBuilder {
 
     /// How many token requests the layer, with all its clones, makes in any 60 seconds, whatever happens.
     ///
-    /// APSIS One allows an account 10 a minute, over all its integrations.
+    /// APSIS One allows an account 10 a minute, over all its integrations and processes. Zero is an error.
     ///
     /// Default: 4.
     pub fn token_requests_per_minute(mut self, requests: u32) -> Self {
@@ -165,7 +198,8 @@ impl ApsisAuthBuilder {
 
     /// The longest a request waits for a token; then it fails with [`AuthError::TimedOut`](crate::AuthError::TimedOut).
     ///
-    /// More than zero, at most an hour. A request never waits while a valid token is at hand.
+    /// More than zero, at most an hour. A request never waits while a valid token is at hand. A time limit above the layer
+    /// should be longer, or a token that cannot be had looks like an API that does not answer.
     ///
     /// Default: 30 seconds.
     pub fn max_wait(mut self, wait: Duration) -> Self {
@@ -240,7 +274,8 @@ impl ApsisAuthBuilder {
         };
         let source = TokenEndpoint::new(transport, url, self.credentials);
         let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget));
-        Ok(ApsisAuthLayer { shared: Arc::new(Shared { cache, origin, rule: self.rule }) })
+        let shared = Shared { cache, origin, rule: self.rule, out_of_scope_was_told: AtomicBool::new(false) };
+        Ok(ApsisAuthLayer { shared: Arc::new(shared) })
     }
 }
 

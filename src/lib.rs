@@ -1,7 +1,9 @@
 //! Tower middleware that gives every request to APSIS One a valid bearer token.
 //!
 //! [`ApsisAuthLayer`] wraps any `tower::Service<http::Request<B>>`. The layer trades the client credentials for an access
-//! token, keeps it, renews it, and replays a request whose token the API rejected; nobody above or below has to know.
+//! token, keeps it, renews it, and replays a request whose token the API rejected. It is built
+//! [from the environment](ApsisAuthLayer::from_env) or by a [builder](ApsisAuthLayer::builder); its
+//! [handle](ApsisAuthLayer::handle) gives the token to requests that are sent another way, and its state to health endpoints.
 //!
 //! ```
 //! # #[cfg(feature = "emulator")]
@@ -44,7 +46,7 @@
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
 //! 7. Nothing is lost: what cannot be renewed or replayed comes back as the API said it, body and all.
 //!
-//! And the sentence that decides most questions: a token stays current until a newer one replaces it or it expires; a
+//! A token stays current until a newer one replaces it or it expires; a
 //! rejection starts a renewal and does nothing else. No request is sent twice with one generation.
 //!
 //! # Words
@@ -58,7 +60,7 @@
 //!
 //! | what | default |
 //! | --- | --- |
-//! | region or base URL | none: a silent EU would fail APAC |
+//! | region or base URL | none: a token of one region is refused in the other |
 //! | token requests in any minute, of a layer with its clones | 4 |
 //! | longest wait of a request for a token | 30 s |
 //! | one attempt, from connect to the last byte | 15 s (in the default transport 5 s for a TCP connection) |
@@ -76,9 +78,13 @@
 //! it fails at once with the error of the failed flight, which says when the token endpoint is asked again. A valid token is
 //! served throughout.
 //!
-//! A 403 may mean a dead token or a missing right. When renewals for it do not help, the ladder of pauses is climbed; it is
-//! left at once by a renewal that helped, and when the token was accepted since and three rejections in a row follow.
-//! Each time that turns out wrong, it takes twice as many the next time.
+//! An attempt counts against the budget whether it brings a token or not. A flight that fails four times uses up the
+//! default budget, and then no flight is started before there is room again: up to a minute later.
+//!
+//! A 403 may mean a dead token or a missing right. After a renewal that did not help, further 403s start none for a minute,
+//! then for two, and so on; 401s have shorter pauses of their own. A renewal that helps ends this at once. So do three
+//! rejections in a row of a token that was accepted before, which is what a dead token looks like; each time that turns out
+//! wrong, it takes twice as many the next time.
 //!
 //! # The stack
 //!
@@ -86,6 +92,9 @@
 //! for a token gives it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too,
 //! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones and the bodies
 //! are.
+//!
+//! A time limit above the layer should be longer than its longest wait for a token, or a token that cannot be had looks like
+//! an API that does not answer.
 //!
 //! Redirects belong above this layer, not beneath it: whether a request is in scope is decided once, and a client beneath
 //! that follows a redirect may take the token with it.
@@ -108,6 +117,7 @@
 //! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
 //! | replay, replay accepted | `DEBUG` | `generation` |
 //! | no renewal | `DEBUG` | `generation`, `error` |
+//! | out of scope: sent without a token | `WARN` the first time, then `DEBUG` | `scheme`, `host`, `base` |
 //!
 //! # Where things are
 //!

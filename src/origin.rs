@@ -12,8 +12,11 @@ use crate::{Region, error::BuildError};
 /// Where APSIS One is: a [`Region`], or the URL of a gateway or an emulator in front of it.
 ///
 /// It is checked when the layer is built: an absolute `https` URL (plain `http` to a loopback address only) without
-/// user information, query or fragment. A path is kept: the token request goes to `{base}/oauth/token`. Tokens go to
-/// the URL's origin, whatever the path.
+/// user information, query or fragment. A path is kept: the token request goes to `{base}/oauth/token`.
+///
+/// In scope, so that they get the token, are requests to the URL's origin (scheme, host, port), whatever the path. A request
+/// without scheme and host, in origin form, is in scope unless its `Host` field names another host: it goes wherever the
+/// client underneath is connected.
 ///
 /// ```
 /// use apsis_auth::{BaseUrl, Region};
@@ -53,6 +56,9 @@ impl BaseUrl {
             return Err(wrong("plain http would show the secret and the tokens to the network; use https"));
         }
         let port = port(authority, default_port).ok_or_else(|| wrong("its port is not a number up to 65535"))?;
+        if uri.path().trim_end_matches('/').ends_with("/oauth/token") {
+            return Err(wrong("it is the URL of the token endpoint: leave out /oauth/token"));
+        }
         let endpoint = format!("{}/oauth/token", self.0.trim_end_matches('/'));
         let endpoint = endpoint.parse().map_err(|_| wrong("it is not a URL"))?;
         Ok((Origin { scheme, host, port, default_port }, endpoint))
@@ -61,10 +67,16 @@ impl BaseUrl {
     /// The text for an error: what stands before an `@` or in a query may be a password.
     fn printable(&self) -> String {
         let (before, rest) = self.0.rsplit_once('@').map_or(("", self.0.as_str()), |(_, rest)| ("…@", rest));
+        let before = if before.is_empty() { String::new() } else { format!("{}…@", self.scheme()) };
         match rest.split_once(['?', '#']) {
             Some((shown, _)) => format!("{before}{shown}…"),
             None => format!("{before}{rest}"),
         }
+    }
+
+    /// `https://`, if that is how it starts.
+    fn scheme(&self) -> &str {
+        ["https://", "http://"].into_iter().find(|scheme| self.0.starts_with(scheme)).unwrap_or_default()
     }
 }
 
@@ -110,6 +122,10 @@ impl Origin {
     #[cfg(feature = "client")]
     pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
     /// Whether `request` goes to this origin, so that it may carry the token.

@@ -498,6 +498,20 @@ async fn a_call_waits_for_a_flight_no_longer_than_max_wait_and_the_flight_goes_o
     .await;
 }
 
+/// Both take 30 s unless set otherwise. What came of the flight says more than that time is up.
+#[tokio::test(start_paused = true)]
+async fn who_may_wait_to_the_end_of_a_flight_hears_what_came_of_it() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers(vec![Answer::hang(); 10]);
+        let started = Instant::now();
+        let error = call(world.client()).await.unwrap_err();
+        assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
+        assert_eq!(started.elapsed().as_secs(), 30);
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_through_a_grounding_that_ends_within_max_wait() {
     limited(async {

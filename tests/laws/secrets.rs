@@ -374,7 +374,7 @@ fn in_an_environment_that_is_wrong() {
 fn a_base_url_that_cannot_be_used_is_named() {
     let error = ApsisAuthLayer::builder(credentials(), "https://id:pw@api.apsis.one/path?q#f").build().unwrap_err();
     let BuildError::BaseUrl { url, .. } = error else { panic!("{error:?}") };
-    assert_eq!(url, "…@api.apsis.one/path…");
+    assert_eq!(url, "https://…@api.apsis.one/path…");
 }
 
 // The header.
@@ -506,7 +506,8 @@ async fn each_failed_attempt_is_an_event_and_the_grounding_one_warning() {
         let warnings = journal.events(Level::WARN);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert_eq!(warnings[0].field("message"), "grounded");
-        let error = "no token could be had from the token endpoint: the token endpoint answered 502 Bad Gateway";
+        let error =
+            "no token could be had from https://api.apsis.one/oauth/token: the token endpoint answered 502 Bad Gateway";
         assert_eq!(warnings[0].field("error"), error);
         assert!(warnings[0].field("seconds").parse::<f64>().unwrap() > 1.0);
 
@@ -557,6 +558,25 @@ async fn a_renewal_that_did_not_help_is_one_warning() {
         let warnings = journal.events(Level::WARN);
         let said: Vec<_> = warnings.iter().map(|said| (said.field("message"), said.field("generation"))).collect();
         assert_eq!(said, [("the renewed token was rejected too", "2")]);
+    })
+    .await;
+}
+
+/// Else a mistake in a URL looks like a token that is rejected, and nothing says why.
+#[tokio::test(start_paused = true)]
+async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not() {
+    limited(async {
+        let journal = Journal::listening();
+        let world = World::new();
+        let client = world.client();
+        for _ in 0..3 {
+            let elsewhere = Request::get("https://api-apac.apsis.one/audience/keyspaces");
+            send(&client, elsewhere.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+        }
+        let said = journal.said(|said| said.field("message") == "out of scope: sent without a token");
+        let levels: Vec<_> = said.iter().map(|said| said.level).collect();
+        assert_eq!(levels, [Level::WARN, Level::DEBUG, Level::DEBUG]);
+        assert!(said[0].field("host").contains("api-apac.apsis.one"), "{said:?}");
     })
     .await;
 }

@@ -700,6 +700,8 @@ fn a_base_url_that_cannot_be_used_does_not_build() {
         ("https://api.apsis.one/#", "a fragment"),
         ("https://my-user:my-password@api.apsis.one", "user information"),
         ("https://my-password@api.apsis.one", "user information"),
+        ("https://api.apsis.one/oauth/token", "leave out"),
+        ("https://api.apsis.one/v1/oauth/token/", "leave out"),
         ("ftp://api.apsis.one", "neither https nor http"),
         ("httpss://api.apsis.one", "neither https nor http"),
         ("http://api.apsis.one", "use https"),
@@ -718,7 +720,7 @@ fn a_base_url_that_cannot_be_used_does_not_build() {
         let error = build(base).unwrap_err();
         let BuildError::BaseUrl { url, problem, .. } = &error else { panic!("{base}: {error:?}") };
         assert!(problem.contains(meant), "{base}: {problem}");
-        assert!(!base.contains('@') || url == "…@api.apsis.one", "{url}");
+        assert!(!base.contains('@') || url == "https://…@api.apsis.one", "{url}");
         assert!(!format!("{error} {error:?}").contains("my-"), "{error:?}");
     }
 }
@@ -798,9 +800,9 @@ fn limits_on_time_are_more_than_zero_and_at_most_an_hour() {
 fn certificates_that_cannot_be_read_are_not_trusted() {
     let nonsense = "-----BEGIN CERTIFICATE-----\nbm90IGEgY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
     let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
-    for pem in [nonsense, broken, "not PEM", "\n"] {
+    for pem in [nonsense, broken, "not PEM", "\n", ""] {
         let error = apsis_auth::HttpsTransport::trusting(pem.as_bytes()).unwrap_err();
-        assert!(matches!(error, BuildError::RootCertificates { cause: Some(_), .. }), "{error:?}");
+        assert!(matches!(error, BuildError::Certificate { .. }), "{error:?}");
     }
 }
 
@@ -809,6 +811,27 @@ fn certificates_that_cannot_be_read_are_not_trusted() {
 fn without_a_transport_nothing_is_built() {
     let error = builder("id", "secret", BASE).build().unwrap_err();
     assert!(matches!(error, BuildError::NoTransport), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_what_to_check() {
+    limited(async {
+        for (status, body, meant) in [
+            (StatusCode::BAD_REQUEST, "", "client ID"),
+            (StatusCode::UNAUTHORIZED, "", "client ID"),
+            (StatusCode::FORBIDDEN, "", "client ID"),
+            (StatusCode::NOT_FOUND, r#"{"error":"invalid_client"}"#, "client ID"),
+            (StatusCode::NOT_FOUND, "", "no answer of a token endpoint"),
+            (StatusCode::FOUND, "", "no answer of a token endpoint"),
+        ] {
+            let world = World::new();
+            world.apsis.script_token_answers([Answer::status(status).body(body)]);
+            let error = world.layer().handle().get().await.unwrap_err().to_string();
+            assert!(error.starts_with("https://api.apsis.one/oauth/token refused"), "{error}");
+            assert!(error.contains(meant), "{status}: {error}");
+        }
+    })
+    .await;
 }
 
 // Helpers.

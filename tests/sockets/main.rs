@@ -276,7 +276,7 @@ async fn a_bundle_with_a_certificate_that_cannot_be_read_is_refused() {
         HttpsTransport::trusting(format!("{good}\n{good}").as_bytes()).unwrap();
         let nonsense = "-----BEGIN CERTIFICATE-----\nbm90IGEgY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
         let error = HttpsTransport::trusting(format!("{good}\n{nonsense}").as_bytes()).unwrap_err();
-        assert!(matches!(error, BuildError::RootCertificates { cause: Some(_), .. }), "{error:?}");
+        assert!(matches!(error, BuildError::Certificate { cause: Some(_), .. }), "{error:?}");
     })
     .await;
 }
