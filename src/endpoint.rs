@@ -101,15 +101,19 @@ impl TokenEndpoint {
         let code = Secret::from(serde_json::from_slice::<ErrorAnswer<'_>>(text).ok()?.error);
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
         let shown = code.len() <= LONGEST_ERROR_CODE && code.bytes().all(plain) && !code.is_empty();
-        // Spaces around a secret may be lost on the way there and back.
-        (shown && !code.contains(self.credentials.secret().trim())).then(|| Arc::from(&*code))
+        (shown && !self.quotes_secret(&code)).then(|| Arc::from(&*code))
     }
 
     /// What a transport says of its failure: the text alone, since its `Debug` may print a whole request, and not if
     /// that quotes the secret.
     fn described(&self, error: &(dyn Error + 'static)) -> BoxError {
         let text = Chain(error).to_string();
-        if text.contains(self.credentials.secret()) { "the error quotes the request".into() } else { text.into() }
+        if self.quotes_secret(&text) { "the error quotes the request".into() } else { text.into() }
+    }
+
+    /// Spaces around a secret may be lost on the way there and back.
+    fn quotes_secret(&self, text: &str) -> bool {
+        text.contains(self.credentials.secret().trim())
     }
 
     fn unread(&self, error: Unread) -> Fault {
