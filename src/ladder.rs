@@ -183,3 +183,75 @@ impl Evidence {
         let _ = self.0.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_is_of_the_generation_it_listens_to() {
+        let evidence = Evidence::default();
+        evidence.begin(1);
+        evidence.accepted(1);
+        assert_eq!([evidence.rejected(1), evidence.rejected(1)], [1, 2]);
+
+        evidence.begin(2);
+        evidence.accepted(1);
+        assert_eq!(evidence.rejected(1), 0, "an older one says nothing");
+        assert_eq!(evidence.rejected(2), 0, "a newer one was not accepted yet");
+        evidence.accepted(2);
+        assert_eq!(evidence.rejected(1), 0);
+        assert_eq!([evidence.rejected(2), evidence.rejected(2)], [1, 2], "the older one's do not count");
+        evidence.accepted(3);
+        assert_eq!(evidence.rejected(3), 0, "one that is not heard of yet says nothing");
+        assert_eq!(evidence.rejected(2), 3);
+    }
+
+    #[test]
+    fn an_acceptance_ends_the_row_of_rejections() {
+        let evidence = Evidence::default();
+        evidence.begin(1);
+        assert_eq!([evidence.rejected(1), evidence.rejected(1)], [0, 0], "never accepted");
+        for _ in 0..2 {
+            evidence.accepted(1);
+            assert_eq!([evidence.rejected(1), evidence.rejected(1), evidence.rejected(1)], [1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn evidence_never_goes_back_to_an_older_generation() {
+        let evidence = Evidence::default();
+        evidence.begin(2);
+        evidence.accepted(2);
+        evidence.begin(1);
+        assert_eq!((evidence.rejected(1), evidence.rejected(2)), (0, 1), "a replay of the older one failed late");
+
+        evidence.begin(2);
+        assert_eq!(evidence.rejected(2), 0, "the same one begins anew");
+    }
+
+    #[test]
+    fn an_update_that_was_overtaken_is_dropped() {
+        let evidence = Evidence::default();
+        evidence.begin(1);
+        let seen = evidence.0.load(Ordering::Relaxed);
+        evidence.begin(2);
+        evidence.accepted(2);
+        evidence.update(seen, seen | ACCEPTED);
+        assert_eq!((evidence.rejected(1), evidence.rejected(2)), (0, 1));
+    }
+
+    #[test]
+    fn a_row_of_rejections_has_a_longest_that_accepts_nothing() {
+        let evidence = Evidence::default();
+        evidence.begin(1);
+        for _ in 0..=2 * REJECTIONS {
+            assert_eq!(evidence.rejected(1), 0);
+        }
+        evidence.accepted(1);
+        for row in 1..=REJECTIONS {
+            assert_eq!(u64::from(evidence.rejected(1)), row);
+        }
+        assert_eq!(u64::from(evidence.rejected(1)), REJECTIONS);
+    }
+}

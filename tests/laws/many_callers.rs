@@ -2,9 +2,12 @@
 //! runtime is no matter to the others.
 
 use std::{
-    pin::pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll, Waker},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::Semaphore,
     task::{JoinHandle, yield_now},
-    time::{Instant, advance, sleep, sleep_until, timeout},
+    time::{Instant, Sleep, advance, sleep, sleep_until, timeout},
 };
 use tower::{BoxError, Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn};
 
@@ -210,6 +213,51 @@ async fn an_attempt_counts_until_a_minute_after_its_end() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_sees_each_request_late_sees_no_more_than_the_budget() {
+    limited(async {
+        let world = World::new();
+        let seen = Attempts::default();
+        let unavailable = service_fn(|_| async { Ok::<_, BoxError>(answer(StatusCode::SERVICE_UNAVAILABLE, "")) });
+        // A slow connection and then a fast one brings two requests together.
+        let slow = Arc::new(Mutex::new(false));
+        let connect = move || {
+            let mut slow = slow.lock().unwrap();
+            *slow = !*slow;
+            if *slow { seconds(14) } else { Duration::ZERO }
+        };
+        let transport = connecting(connect, seen.before(unavailable));
+        for budget in 1..=4 {
+            seen.forget();
+            let builder = world.builder().transport(transport.clone()).token_requests_per_minute(budget);
+            let handle = builder.build().unwrap().handle();
+            let end = Instant::now() + 10 * MINUTE;
+            while Instant::now() < end {
+                let _ = handle.renew().await;
+                sleep(seconds(1)).await;
+            }
+            assert_eq!(more_than(budget as usize, &seen.all()), None, "budget {budget}");
+            assert!(seen.all().len() >= 4 * budget as usize, "the budget is used");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_minute_of_the_servers_sees_more_attempts_than_the_budget_however_long_connections_take() {
+    limited(async {
+        const CASES: u64 = 200;
+        let mut spread = 0;
+        for seed in 0..CASES {
+            let (budget, started, seen) = a_few_minutes_of_slow_connections(seed).await;
+            assert_eq!(more_than(budget, &seen), None, "seed {seed}, budget {budget}");
+            spread += u64::from(more_than(budget, &started).is_none() && seen.len() > budget);
+        }
+        assert!(spread > CASES / 2, "the budget was used up in {spread} of {CASES} cases only");
+    })
+    .await;
+}
+
 // Law 4: cancellation.
 
 /// On its way a call waits for the first token, the answer, a renewal and the answer to its replay, 100 ms each. It is
@@ -287,6 +335,58 @@ async fn a_transport_that_panics_fails_its_waiters_and_the_next_call_flies_again
             call(client).await.unwrap();
             assert_eq!(world.token_requests(), 1);
         }
+    })
+    .await;
+}
+
+/// A flight that was interrupted lands while its task unwinds: a second panic there would end the process.
+#[tokio::test(start_paused = true)]
+async fn a_source_of_random_numbers_that_panics_fails_the_waiters_and_the_next_call_flies_again() {
+    limited(async {
+        // It is asked when a token lands, when a failure does, and between two attempts.
+        let limit = Answer::too_many_requests().header("retry-after", "300");
+        for first in [Answer::genuine(), invalid_client(), limit, Answer::status(StatusCode::BAD_GATEWAY)] {
+            let world = patient_world();
+            world.apsis.script_token_answers([first]);
+            let panics = Arc::new(AtomicBool::new(true));
+            let random = {
+                let panics = Arc::clone(&panics);
+                move || if panics.load(Ordering::Relaxed) { panic!("a panic, as wanted") } else { 0.5 }
+            };
+            let layer = world.builder().random(random).build().unwrap();
+            let client = layer.layer(world.apsis.clone());
+
+            let errors = all(100, |_| call(client.clone())).await;
+            assert!(errors.iter().all(|error| matches!(error, Err(AuthError::Interrupted))), "{errors:?}");
+            assert_eq!(world.token_requests(), 1);
+            assert!(!layer.handle().snapshot().in_flight);
+
+            panics.store(false, Ordering::Relaxed);
+            call(client).await.unwrap();
+            assert_eq!(world.token_requests(), 2);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_panics_in_a_flight_fails_the_waiters_and_the_next_call_flies_again() {
+    limited(async {
+        let world = patient_world();
+        let panics = Arc::new(AtomicBool::new(false));
+        let now = {
+            let (panics, wall) = (Arc::clone(&panics), world.wall.clone());
+            move || if panics.load(Ordering::Relaxed) { panic!("a panic, as wanted") } else { wall.now() }
+        };
+        let client = world.builder().wall_clock(now).build().unwrap().layer(world.apsis.clone());
+
+        let waiter = begin(call(client.clone())).await;
+        panics.store(true, Ordering::Relaxed);
+        assert!(matches!(waiter.await.unwrap(), Err(AuthError::Interrupted)));
+
+        panics.store(false, Ordering::Relaxed);
+        call(client).await.unwrap();
+        assert_eq!(world.token_requests(), 2);
     })
     .await;
 }
@@ -379,6 +479,51 @@ fn a_runtime_that_stands_still_does_not_keep_the_flight_for_ever() {
     let now = still.block_on(layer.handle().get()).unwrap();
     assert_eq!((now.generation(), now.expose_secret()), (token.generation(), token.expose_secret()));
     assert_eq!(world.token_requests(), 2);
+}
+
+#[test]
+fn who_joined_a_flight_that_stands_still_looks_again_and_is_served_by_another_one() {
+    let world = World::new();
+    world.apsis.set_token_delay(seconds(1));
+    let client = world.builder().max_wait(MINUTE).build().unwrap().layer(world.apsis.clone());
+    let (still, driven) = (runtime(), runtime());
+    still.block_on(begin(call(client.clone())));
+
+    driven.block_on(limited(async {
+        let before = Instant::now();
+        let joined = all(100, |_| call(client.clone())).await;
+        assert!(joined.iter().all(|answer| matches!(answer, Ok(StatusCode::OK))), "{:?}", joined[0]);
+        // The flight had 30 s and its grace, the other one takes one. The clocks of two runtimes are not quite the same.
+        let waited = before.elapsed();
+        assert!(waited > seconds(31) && waited < seconds(34), "{waited:?}");
+    }));
+    assert_eq!(world.token_requests(), 2);
+}
+
+/// What a flight tries once another one has taken over is neither sent nor counted.
+#[test]
+fn a_flight_that_was_given_up_makes_no_further_attempt() {
+    let world = World::new();
+    world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY), Answer::genuine().delay(seconds(60))]);
+    let builder = world.builder().max_wait(2 * MINUTE).attempt_timeout(2 * MINUTE);
+    let layer = builder.build().unwrap();
+    let client = layer.layer(world.apsis.clone());
+    let (still, driven) = (runtime(), runtime());
+    // The first attempt has failed, and the flight pauses before the second.
+    let first = still.block_on(begin(call(client.clone())));
+    assert_eq!(world.token_requests(), 1);
+
+    driven.block_on(limited(async { sleep(seconds(32)).await }));
+    // Its time is over by now. The next flight is under way when the first one goes on.
+    let other = driven.block_on(begin(call(client)));
+    assert_eq!(world.token_requests(), 2);
+    let left = layer.handle().snapshot().attempts_left;
+    still.block_on(limited(async { sleep(seconds(5)).await }));
+
+    assert_eq!(world.token_requests(), 2);
+    assert_eq!(layer.handle().snapshot().attempts_left, left);
+    other.abort();
+    first.abort();
 }
 
 #[test]
@@ -512,6 +657,28 @@ async fn who_may_wait_to_the_end_of_a_flight_hears_what_came_of_it() {
     .await;
 }
 
+/// The token takes eight seconds to come and lives for few more, and the inner service is ready after fifteen: each time
+/// too late.
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_tokens_no_longer_than_max_wait_in_sum() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_lifetime(seconds(20));
+        world.apsis.set_token_delay(seconds(8));
+        let client = world.layer().layer(ReadyAfter::new(seconds(15), world.apsis.clone()));
+        let before = Instant::now();
+
+        let error = timeout(5 * MINUTE, call(client)).await.expect("it gives up").unwrap_err();
+
+        assert!(matches!(error, AuthError::TimedOut { after, .. } if after == seconds(30)), "{error:?}");
+        // The service is ready at first; then eight seconds and fifteen, thrice, and the six that were left of thirty.
+        assert_eq!(before.elapsed(), seconds(15 + 3 * (8 + 15) + 6));
+        assert_eq!(world.token_requests(), 4);
+        assert_eq!(world.apsis.counters().api_requests, 0);
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_through_a_grounding_that_ends_within_max_wait() {
     limited(async {
@@ -547,6 +714,82 @@ async fn who_waited_through_a_grounding_takes_the_token_that_came_meanwhile() {
 
         assert_eq!(waiter.await.unwrap().unwrap(), StatusCode::OK);
         assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_through_a_grounding_is_served_at_once_when_a_token_comes_meanwhile() {
+    limited(async {
+        for is_rejected in [false, true] {
+            let world = World::new();
+            let layer = world.builder().flight_timeout(seconds(1)).build().unwrap();
+            let client = layer.layer(world.apsis.clone());
+            if is_rejected {
+                call(client.clone()).await.unwrap();
+                world.apsis.revoke_tokens();
+            }
+            world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY)]);
+            let error = layer.handle().renew().await.unwrap_err();
+            assert_eq!(retry_at(&error) - Instant::now(), seconds(5));
+            let before = Instant::now();
+
+            let waiters = tokio::spawn(all(100, move |_| call(client.clone())));
+            sleep(seconds(2)).await;
+            layer.handle().renew().await.unwrap();
+            let answers = waiters.await.unwrap();
+
+            assert!(answers.iter().all(|answer| matches!(answer, Ok(StatusCode::OK))), "{:?}", answers[0]);
+            assert_eq!(before.elapsed(), seconds(2), "rejected: {is_rejected}");
+            assert_eq!(world.token_requests(), 2 + u64::from(is_rejected));
+        }
+    })
+    .await;
+}
+
+/// Used-up budget is no news to somebody whose key is refused, or who is told to come back much later.
+#[tokio::test(start_paused = true)]
+async fn a_grounding_is_not_hidden_by_forced_renewals_that_use_up_the_budget() {
+    type Expected = fn(&AuthError) -> bool;
+    limited(async {
+        let cases: [(Answer, u64, Expected); 2] = [
+            (invalid_client(), 30, |error| matches!(error, AuthError::Refused { .. })),
+            (Answer::too_many_requests().header("retry-after", "300"), 315, |error| {
+                matches!(error, AuthError::RateLimited { .. })
+            }),
+        ];
+        for (first, wait, is_of_the_first) in cases {
+            let world = World::new();
+            let broken = Arc::new(AtomicBool::new(false));
+            let apsis = world.apsis.clone();
+            apsis.script_token_answers([first]);
+            let transport = {
+                let broken = Arc::clone(&broken);
+                service_fn(move |request: Request<Full<Bytes>>| {
+                    // It grounds nothing, and has used up an attempt.
+                    assert!(!broken.load(Ordering::Relaxed), "a panic, as wanted");
+                    apsis.clone().oneshot(request)
+                })
+            };
+            let handle = world.builder().transport(transport).build().unwrap().handle();
+            let before = Instant::now();
+            assert!(is_of_the_first(&handle.get().await.unwrap_err()));
+
+            broken.store(true, Ordering::Relaxed);
+            sleep(seconds(20)).await;
+            for _ in 0..3 {
+                assert!(matches!(handle.renew().await, Err(AuthError::Interrupted)));
+            }
+            let error = handle.renew().await.unwrap_err();
+            assert!(matches!(error, AuthError::OutOfBudget { .. }), "{error:?}");
+            assert_eq!(retry_at(&error) - before, MINUTE);
+
+            let error = handle.get().await.unwrap_err();
+            assert!(is_of_the_first(&error), "{error:?}");
+            assert_eq!(retry_at(&error) - before, seconds(wait));
+            let grounded = handle.snapshot().grounded.unwrap();
+            assert_eq!((grounded.for_seconds, grounded.because), (wait - 20, error.to_string()));
+        }
     })
     .await;
 }
@@ -835,6 +1078,87 @@ fn answer(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 
 fn panics() -> Result<Response<Full<Bytes>>, BoxError> {
     panic!("a panic, as wanted")
+}
+
+/// The first of too many moments within a minute.
+fn more_than(budget: usize, moments: &[Instant]) -> Option<&[Instant]> {
+    moments.windows(budget + 1).find(|window| window[budget] - window[0] < MINUTE)
+}
+
+/// A transport that takes so long before the server sees a request.
+fn connecting<S: Scripted>(connect: impl Fn() -> Duration + Clone + Send + Sync + 'static, server: S) -> impl Scripted {
+    service_fn(move |request: Request<Full<Bytes>>| {
+        let (pause, server) = (connect(), server.clone());
+        async move {
+            sleep(pause).await;
+            server.oneshot(request).await
+        }
+    })
+}
+
+/// A service whose every clone is ready a while after it was asked first.
+struct ReadyAfter<S> {
+    pause: Duration,
+    readying: Option<Pin<Box<Sleep>>>,
+    inner: S,
+}
+
+impl<S> ReadyAfter<S> {
+    fn new(pause: Duration, inner: S) -> Self {
+        Self { pause, readying: None, inner }
+    }
+}
+
+impl<S: Clone> Clone for ReadyAfter<S> {
+    fn clone(&self) -> Self {
+        Self::new(self.pause, self.inner.clone())
+    }
+}
+
+impl<S: Service<R>, R> Service<R> for ReadyAfter<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let pause = self.pause;
+        ready!(self.readying.get_or_insert_with(|| Box::pin(sleep(pause))).as_mut().poll(cx));
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.readying = None;
+        self.inner.call(request)
+    }
+}
+
+/// Connections that take their time: the budget, when attempts were started, and when the server saw them.
+async fn a_few_minutes_of_slow_connections(seed: u64) -> (usize, Vec<Instant>, Vec<Instant>) {
+    let mut random = Rng::with_seed(seed);
+    let world = World::new();
+    let (started, arrived) = (Attempts::default(), Attempts::default());
+    let budget = random.u32(1..=5);
+    let delays = Arc::new(Mutex::new(random.fork()));
+    let connect = move || Duration::from_millis(delays.lock().unwrap().u64(0..16_000));
+    let layer = world
+        .builder()
+        .transport(started.before(connecting(connect, arrived.before(moody_endpoint(random.fork())))))
+        .token_requests_per_minute(budget)
+        .flight_timeout(seconds(random.u64(10..200)))
+        .build()
+        .unwrap();
+    let end = Instant::now() + 10 * MINUTE;
+    while Instant::now() < end {
+        let handle = layer.handle();
+        let patience = Duration::from_millis(random.u64(0..40_000));
+        if random.bool() {
+            let _ = timeout(patience, handle.renew()).await;
+        } else {
+            tokio::spawn(timeout(patience, async move { handle.renew().await }));
+        }
+        sleep(Duration::from_millis(random.u64(0..20_000))).await;
+    }
+    (budget as usize, started.all(), arrived.all())
 }
 
 /// What a process goes through when nothing is well: the number of attempts it may make a minute, and those it made.

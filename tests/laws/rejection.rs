@@ -19,7 +19,7 @@ use http_body_util::{Empty, Full};
 use tokio::time::{advance, sleep, timeout};
 use tower::{BoxError, Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 
-use crate::support::{BASE, Record, Sent, World, all, answer, get, keyspaces, limited, scripted_api, send, text};
+use crate::support::{BASE, Record, Sent, World, all, answer, get, keyspaces, limited, once, scripted_api, send, text};
 
 const DIALECTS: [Dialect; 2] = [Dialect::Unauthorized, Dialect::Gateway];
 
@@ -747,6 +747,155 @@ async fn a_token_renewed_in_the_background_that_dies_in_turn_is_renewed_within_t
     .await;
 }
 
+/// A replay that nobody waited for, that broke on its way or that met a limit says nothing of its token; that the token
+/// was accepted for an hour does.
+#[tokio::test(start_paused = true)]
+async fn a_renewed_token_whose_replay_told_nothing_is_renewed_at_the_first_rejection_when_it_dies() {
+    limited(async {
+        let untelling = [
+            Answer::hang(),
+            Answer::close(),
+            Answer::status(StatusCode::SERVICE_UNAVAILABLE),
+            Answer::too_many_requests(),
+        ];
+        for (dialect, untelling) in
+            DIALECTS.into_iter().flat_map(|dialect| untelling.clone().map(|told| (dialect, told)))
+        {
+            let world = World::new();
+            world.apsis.set_dialect(dialect);
+            let client = world.client();
+            send(&client, keyspaces()).await.unwrap();
+            world.apsis.revoke_tokens();
+            world.apsis.script_api_answers([Answer::genuine(), untelling.clone()]);
+            let _ = timeout(Duration::from_secs(1), send(&client, keyspaces())).await;
+            assert_eq!(world.token_requests(), 2);
+            for _ in 0..60 {
+                assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+                sleep(Duration::from_secs(60)).await;
+            }
+
+            world.apsis.revoke_tokens();
+            let answer = send(&client, keyspaces()).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK, "{dialect:?} after {untelling:?}");
+            assert!(is_replayed(&answer));
+            assert_eq!((world.token_requests(), world.apsis.counters().api_rejected), (3, 2));
+        }
+    })
+    .await;
+}
+
+/// The other side of the same: for the time of the longest pause a renewal is on trial.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_whose_replay_told_nothing_is_judged_by_the_next_rejection() {
+    limited(async {
+        for (status, steps) in LADDERS {
+            let longest = *steps.last().unwrap();
+            for (pause, token_requests) in [(longest - 1, 2), (longest, 3)] {
+                let (world, record) = (World::new(), Record::default());
+                let client = world.layer().layer(scripted_api(&record, move |_, number| match number {
+                    2 => answer(StatusCode::SERVICE_UNAVAILABLE, ""),
+                    _ => answer(status, ""),
+                }));
+                send(&client, keyspaces()).await.unwrap();
+                advance(Duration::from_secs(pause)).await;
+                send(&client, keyspaces()).await.unwrap();
+                assert_eq!(world.token_requests(), token_requests, "{status} after {pause} s");
+            }
+        }
+    })
+    .await;
+}
+
+/// On the second step of the ladder a replay is answered. If that ended the ladder, the next rejection starts a renewal
+/// at once; if not, it is the second failure.
+#[tokio::test(start_paused = true)]
+async fn a_limit_or_a_failure_in_answer_to_a_replay_does_not_leave_the_ladder_and_what_the_api_says_does() {
+    limited(async {
+        let problem = Some(("content-type", "application/problem+json"));
+        let cases = [
+            (429, None, false),
+            (500, None, false),
+            (502, None, false),
+            (503, None, false),
+            (504, None, false),
+            (200, None, true),
+            (304, None, true),
+            (400, None, true),
+            (404, None, true),
+            (409, None, true),
+            (413, None, true),
+            (403, problem, true),
+            (403, Some(("x-amzn-ErrorType", "ForbiddenException")), true),
+        ];
+        for ((status, steps), (said, header, leaves)) in
+            LADDERS.into_iter().flat_map(|ladder| cases.map(|case| (ladder, case)))
+        {
+            let (world, record) = (World::new(), Record::default());
+            let layer = world.builder().token_requests_per_minute(10).build().unwrap();
+            let client = layer.layer(scripted_api(&record, move |_, number| match number {
+                4 => dressed(said, header),
+                _ => answer(status, ""),
+            }));
+            // Rejected twice; rejected, and then the answer to its replay.
+            send(&client, keyspaces()).await.unwrap();
+            advance(Duration::from_secs(steps[0])).await;
+            assert!(is_replayed(&send(&client, keyspaces()).await.unwrap()));
+            assert_eq!((record.count(), world.token_requests()), (4, 3));
+
+            let answer = send(&client, keyspaces()).await.unwrap();
+            assert_eq!(is_replayed(&answer), leaves, "{status}, then {said} {header:?}");
+            assert_eq!(world.token_requests(), 3 + u64::from(leaves));
+            // And at which step the ladder is now.
+            let step = if leaves { steps[0] } else { steps[1] };
+            advance(Duration::from_secs(step - 1)).await;
+            assert!(!is_replayed(&send(&client, keyspaces()).await.unwrap()));
+            advance(Duration::from_secs(1)).await;
+            assert!(is_replayed(&send(&client, keyspaces()).await.unwrap()), "{status}, then {said} {header:?}");
+        }
+    })
+    .await;
+}
+
+/// The row of three that tells of a death is not broken by answers that are rejections themselves.
+#[tokio::test(start_paused = true)]
+async fn a_success_that_a_rule_of_the_callers_own_rejects_is_no_acceptance() {
+    limited(async {
+        let (world, record) = (World::new(), Record::default());
+        let rule = |status: StatusCode, _: &HeaderMap| (status == StatusCode::OK).then_some(Rejection::Forbidden);
+        let layer = world.builder().rejection_rule(rule).build().unwrap();
+        let client = layer.layer(scripted_api(&record, |_, number| match number {
+            3 => answer(StatusCode::CREATED, ""),
+            _ => answer(StatusCode::OK, "who are you?"),
+        }));
+        // Rejected twice, accepted, and then never again.
+        for (call, token_requests) in [(1, 2), (2, 2), (3, 2), (4, 2), (5, 3)] {
+            send(&client, keyspaces()).await.unwrap();
+            assert_eq!(world.token_requests(), token_requests, "after call {call}");
+        }
+    })
+    .await;
+}
+
+/// Only a success shows that the token was looked at.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_neither_a_success_nor_a_rejection_is_no_acceptance() {
+    limited(async {
+        for said in [304, 400, 404, 429, 503] {
+            let (world, record) = (World::new(), Record::default());
+            let client = world.layer().layer(scripted_api(&record, move |_, number| match number {
+                3 | 5 | 7 => dressed(said, None),
+                _ => answer(StatusCode::FORBIDDEN, ""),
+            }));
+            // No row of rejections tells of a death where nothing was accepted.
+            for _ in 0..20 {
+                send(&client, keyspaces()).await.unwrap();
+            }
+            assert_eq!(world.token_requests(), 2, "{said}");
+        }
+    })
+    .await;
+}
+
 // The capacity of the inner service.
 
 #[tokio::test(start_paused = true)]
@@ -864,38 +1013,6 @@ fn dressed(status: u16, header: Said) -> Response<String> {
 fn lines(headers: &HeaderMap) -> Vec<(HeaderName, Vec<u8>, bool)> {
     let lines = headers.iter().filter(|(name, _)| **name != header::AUTHORIZATION);
     lines.map(|(name, value)| (name.clone(), value.as_bytes().to_vec(), value.is_sensitive())).collect()
-}
-
-/// A body that is gone once it was sent.
-#[derive(Debug)]
-struct Once(Full<Bytes>);
-
-impl ReplayableBody for Once {
-    type Kept = ();
-
-    fn keep(self) -> (Self, ()) {
-        (self, ())
-    }
-
-    fn restore((): ()) -> Option<Self> {
-        None
-    }
-}
-
-fn once() -> Request<Once> {
-    keyspaces().map(Once)
-}
-
-impl http_body::Body for Once {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
 }
 
 async fn ready<S: Service<Request<Full<Bytes>>>>(service: &mut S) -> &mut S {

@@ -3,24 +3,28 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     ffi::OsStr,
     fmt,
+    future::ready,
     panic::{PanicHookInfo, set_hook, take_hook},
+    pin::Pin,
     process::Command,
     sync::{Arc, Mutex, Once},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use apsis_auth::{
     AccessToken, ApsisAuthBuilder, ApsisAuthLayer, AuthError, AuthOutcome, BaseUrl, BuildError, ClientCredentials,
-    Rejection,
+    Rejection, default_rejection_rule,
     emulator::{Answer, Dialect, Emulator},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body::{Body, Frame};
 use http_body_util::Full;
 use serde_json::json;
 use tokio::time::{advance, sleep};
@@ -32,8 +36,9 @@ use tracing::{
     subscriber::DefaultGuard,
     subscriber::Interest,
 };
+use tracing_subscriber::fmt::format::FmtSpan;
 
-use crate::support::{BASE, World, get, keyspaces, limited, send};
+use crate::support::{BASE, Curious, World, every_path, get, keyspaces, limited, on_a_thread, once, send};
 
 /// Part of the secret and of every token here, and of nothing else.
 const CANARY: &str = "cAnary";
@@ -248,6 +253,50 @@ async fn a_transport_that_fails_is_the_cause_and_prints_neither() {
         let journal = run_with(&account, canary(&account).transport(broken)).await;
         assert_eq!(journal.leaks(), Vec::<String>::new());
         assert!(journal.says("the wire is cut"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_transports_error_the_text_is_shown_and_nothing_of_its_debug() {
+    limited(async {
+        let account = Emulator::new();
+        for builder in failing_with("the wire is cut") {
+            let journal = run_with(&account, builder).await;
+            assert_eq!(journal.leaks(), Vec::<String>::new());
+            assert!(journal.says("the wire is cut"), "{journal:?}");
+            assert!(!journal.says("Overt {"), "{journal:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transports_error_that_quotes_the_secret_is_not_shown_at_all() {
+    limited(async {
+        let account = Emulator::new();
+        for builder in failing_with(&format!("cannot send client_secret={SECRET}&x=y")) {
+            let journal = run_with(&account, builder).await;
+            assert_eq!(journal.leaks(), Vec::<String>::new());
+            assert!(journal.says("the error quotes the request"), "{journal:?}");
+            assert!(!journal.says("cannot send") && !journal.says("x=y"), "{journal:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_lost_its_spaces_in_a_transports_error_is_not_shown_either() {
+    limited(async {
+        let credentials = ClientCredentials::new("id", format!(" {SECRET}\n")).unwrap();
+        let broken = service_fn(|_: Request<Full<Bytes>>| {
+            ready(Err::<Response<Full<Bytes>>, BoxError>(format!("cannot send {SECRET}").into()))
+        });
+        let layer = ApsisAuthLayer::builder(credentials, BASE).transport(broken).build().unwrap();
+        let journal = Journal::listening();
+        journal.error(&layer.handle().get().await.unwrap_err());
+        assert_eq!(journal.leaks(), Vec::<String>::new());
+        assert!(journal.says("the error quotes the request"), "{journal:?}");
     })
     .await;
 }
@@ -582,6 +631,47 @@ async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_that_nobody_waits_for_and_that_is_not_started_is_an_event() {
+    limited(async {
+        let journal = Journal::listening();
+        let world = World::new();
+        let layer = world.layer();
+        let client = layer.layer(world.apsis.clone());
+        let no_renewal = || journal.said(|said| said.field("message") == "no renewal");
+        let handle = layer.handle();
+        handle.warm_up().await.unwrap();
+        world.apsis.revoke_tokens();
+
+        world.apsis.script_token_answers([Answer::status(StatusCode::UNAUTHORIZED)]);
+        let error = handle.renew().await.unwrap_err();
+        send(&client, once()).await.unwrap();
+        let [said] = <[_; 1]>::try_from(no_renewal()).unwrap();
+        assert_eq!((said.level, said.field("generation")), (Level::DEBUG, "1"));
+        assert_eq!(said.field("error"), error.to_string());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_is_started_is_not_said_to_be_none() {
+    limited(async {
+        let journal = Journal::listening();
+        let world = World::new();
+        let client = world.client();
+        send(&client, keyspaces()).await.unwrap();
+        world.apsis.revoke_tokens();
+        // The first starts it, and the second finds it under way.
+        for _ in 0..2 {
+            send(&client, once()).await.unwrap();
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(send(&client, once()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(journal.said(|said| said.field("message") == "no renewal").len(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_healthy_day_is_one_event_per_new_token() {
     limited(async {
         let journal = Journal::listening();
@@ -615,6 +705,65 @@ async fn what_a_flight_says_is_said_in_its_span() {
         assert_eq!(inside(journal.events(Level::WARN)), [Some("token_flight")]);
     })
     .await;
+}
+
+// What is foreign may come back: nothing of it is called under the lock.
+
+#[test]
+fn the_callers_own_functions_may_look_at_the_cache() {
+    on_a_thread(|| async {
+        let (wall, random, rule) = (Curious::default(), Curious::default(), Curious::default());
+        let world = World::new();
+        let (clock, curious) = (world.wall.clone(), [wall.clone(), random.clone(), rule.clone()]);
+        let builder = world
+            .builder()
+            .wall_clock(move || {
+                wall.look();
+                clock.now()
+            })
+            .random(move || {
+                random.look();
+                0.5
+            })
+            .rejection_rule(move |status, headers| {
+                rule.look();
+                default_rejection_rule(status, headers)
+            });
+        every_path(&world, builder, &curious).await;
+        let looks = curious.each_ref().map(Curious::looks);
+        assert!(looks[0] > 20 && looks[1] > 8 && looks[2] > 5, "{looks:?}");
+    });
+}
+
+#[test]
+fn a_subscriber_of_traces_may_look_at_the_cache() {
+    on_a_thread(|| async {
+        let journal = Journal::listening();
+        let curious = Curious::default();
+        let world = World::new();
+        let meddler = {
+            let curious = curious.clone();
+            tracing_subscriber::fmt()
+                .with_max_level(Level::TRACE)
+                .with_span_events(FmtSpan::FULL)
+                .with_writer(move || {
+                    curious.look();
+                    std::io::sink()
+                })
+                .finish()
+        };
+        // The same paths twice: what is said on them is known from those on which nobody meddles.
+        every_path(&world, world.builder(), &[]).await;
+        let said = journal.said(|said| said.is_event);
+        let messages: BTreeSet<_> = said.iter().map(|said| said.field("message").to_owned()).collect();
+        assert_eq!(messages.len(), 10, "all that is ever said is said here: {messages:?}");
+
+        let world = World::new();
+        let meddling = tracing::subscriber::set_default(meddler);
+        every_path(&world, world.builder(), std::slice::from_ref(&curious)).await;
+        drop(meddling);
+        assert!(curious.looks() >= said.len(), "{} looks", curious.looks());
+    });
 }
 
 // The canaries and their way through the layer.
@@ -691,6 +840,41 @@ async fn run_with(account: &Emulator, builder: ApsisAuthBuilder) -> Journal {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Chain(#[source] BoxError);
+
+/// An error that tells in its `Debug` what a transport knows.
+#[derive(Clone, thiserror::Error)]
+#[error("{0}")]
+struct Overt(String);
+
+impl fmt::Debug for Overt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Overt {{ text: {:?}, request: {SECRET} {OPAQUE} }}", self.0)
+    }
+}
+
+/// Two builders whose transports fail with this error: in place of an answer, and in the middle of its body.
+fn failing_with(text: &str) -> [ApsisAuthBuilder; 2] {
+    let error = Overt(text.to_owned());
+    let at_once = {
+        let error = error.clone();
+        service_fn(move |_: Request<Full<Bytes>>| ready(Err::<Response<Full<Bytes>>, _>(error.clone())))
+    };
+    let in_the_body =
+        service_fn(move |_: Request<Full<Bytes>>| ready(Ok::<_, BoxError>(Response::new(Broken(error.clone())))));
+    let builder = || ApsisAuthLayer::builder(credentials(), BASE).random(|| 0.5);
+    [builder().transport(at_once), builder().transport(in_the_body)]
+}
+
+struct Broken(Overt);
+
+impl Body for Broken {
+    type Data = Bytes;
+    type Error = Overt;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Overt>>> {
+        Poll::Ready(Some(Err(self.0.clone())))
+    }
+}
 
 // The journal.
 

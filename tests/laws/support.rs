@@ -1,20 +1,32 @@
 //! What the laws are tested with: a world with APSIS One in it, and clocks that are turned by hand.
 
 use std::{
+    convert::Infallible,
     fmt,
     future::ready,
+    panic::resume_unwind,
+    pin::Pin,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+        mpsc,
     },
+    task::{Context, Poll},
+    thread,
     time::{Duration, SystemTime},
 };
 
-use apsis_auth::{ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, ClientCredentials, emulator::Emulator};
+use apsis_auth::{
+    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, ClientCredentials, ReplayableBody, TokenHandle,
+    emulator::{Answer, Emulator},
+};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION, request};
 use http_body_util::{BodyExt, Full};
-use tokio::time::Instant;
+use tokio::{
+    runtime::Builder,
+    time::{Instant, advance, sleep},
+};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 pub(crate) const BASE: &str = "https://api.apsis.one";
@@ -195,4 +207,124 @@ pub(crate) fn answer(status: StatusCode, body: &str) -> Response<String> {
     let mut response = Response::new(body.to_owned());
     *response.status_mut() = status;
     response
+}
+
+// A body that cannot be sent again, for the chapters on rejections and on what is said of them.
+
+/// A body that is gone once it was sent.
+#[derive(Debug)]
+pub(crate) struct Once(Full<Bytes>);
+
+impl ReplayableBody for Once {
+    type Kept = ();
+
+    fn keep(self) -> (Self, ()) {
+        (self, ())
+    }
+
+    fn restore((): ()) -> Option<Self> {
+        None
+    }
+}
+
+pub(crate) fn once() -> Request<Once> {
+    keyspaces().map(Once)
+}
+
+impl http_body::Body for Once {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+}
+
+// Everything that happens, for those who look at the cache meanwhile.
+
+/// Looks at a layer's token whenever it gets to do something.
+#[derive(Clone, Default)]
+pub(crate) struct Curious(Arc<Looking>);
+
+#[derive(Default)]
+struct Looking {
+    handle: OnceLock<TokenHandle>,
+    is_busy: AtomicBool,
+    looks: AtomicUsize,
+}
+
+impl Curious {
+    pub(crate) fn look(&self) {
+        // A look reads the wall clock, which may look in turn.
+        if let Some(handle) = self.0.handle.get()
+            && !self.0.is_busy.swap(true, Ordering::Relaxed)
+        {
+            let _ = handle.snapshot();
+            self.0.looks.fetch_add(1, Ordering::Relaxed);
+            self.0.is_busy.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn looks(&self) -> usize {
+        self.0.looks.load(Ordering::Relaxed)
+    }
+}
+
+/// A life in which everything happens that the crate has a word for.
+pub(crate) async fn every_path(world: &World, builder: ApsisAuthBuilder, curious: &[Curious]) {
+    let layer = builder.build().unwrap();
+    let (client, handle) = (layer.layer(world.apsis.clone()), layer.handle());
+    for curious in curious {
+        curious.0.handle.set(handle.clone()).unwrap();
+    }
+    // Cold, due, dead.
+    send(&client, keyspaces()).await.unwrap();
+    advance(Duration::from_secs(20 * 3600)).await;
+    send(&client, keyspaces()).await.unwrap();
+    sleep(Duration::from_secs(120)).await;
+    world.apsis.revoke_tokens();
+    send(&client, keyspaces()).await.unwrap();
+    // A right that is missing, and then the same token again, after a rejection and without one.
+    world.apsis.script_api_answers([Answer::status(StatusCode::FORBIDDEN), Answer::status(StatusCode::FORBIDDEN)]);
+    send(&client, keyspaces()).await.unwrap();
+    world.apsis.set_same_token_while_valid(true);
+    world.apsis.script_api_answers([Answer::status(StatusCode::UNAUTHORIZED)]);
+    send(&client, keyspaces()).await.unwrap();
+    handle.renew().await.unwrap();
+    world.apsis.set_same_token_while_valid(false);
+    sleep(Duration::from_secs(120)).await;
+    // A failure that passes, and one that does not, with a rejection meanwhile.
+    world.apsis.script_token_answers([StatusCode::BAD_GATEWAY, StatusCode::UNAUTHORIZED].map(Answer::status));
+    handle.renew().await.unwrap_err();
+    world.apsis.revoke_tokens();
+    send(&client, once()).await.unwrap();
+    sleep(Duration::from_secs(120)).await;
+    // A budget that is used up, for a refresh and for a forced renewal.
+    for _ in 0..4 {
+        handle.renew().await.unwrap();
+    }
+    world.wall.jump(20 * 3600);
+    advance(Duration::from_secs(6)).await;
+    send(&client, keyspaces()).await.unwrap();
+    assert!(handle.snapshot().grounded.is_some());
+    handle.renew().await.unwrap_err();
+}
+
+/// Runs a test on a thread of its own with a clock that is paused. A thread that waits for a lock that it holds itself
+/// is beyond the reach of a virtual deadline: this one is real, and met by nothing else.
+pub(crate) fn on_a_thread<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(limited(async { test().await }));
+        done.send(()).unwrap();
+    });
+    match is_done.recv_timeout(Duration::from_secs(20)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("a deadlock"),
+        // Done, or it panicked.
+        _ => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+    }
 }
