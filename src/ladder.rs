@@ -254,4 +254,28 @@ mod tests {
         }
         assert_eq!(u64::from(evidence.rejected(1)), REJECTIONS);
     }
+
+    #[test]
+    fn a_ladder_is_left_by_a_replay_that_is_as_new_as_what_is_known() {
+        let now = Instant::now();
+        for (generation, leaves) in [(1, false), (2, true), (3, true)] {
+            let mut ladder = Ladder::new(UNAUTHORIZED);
+            ladder.try_out(2, now);
+            assert!(ladder.rejected(2, 0, now));
+            ladder.did_help(generation);
+            assert_eq!(ladder.cooling_at(now).is_none(), leaves, "a replay with generation {generation}");
+        }
+    }
+
+    #[test]
+    fn a_generation_that_helped_is_not_put_to_the_test_again() {
+        let now = Instant::now();
+        let mut ladder = Ladder::new(UNAUTHORIZED);
+        ladder.try_out(2, now);
+        ladder.did_help(2);
+        // Another of the waiters comes late.
+        ladder.try_out(2, now);
+        assert!(!ladder.rejected(2, 1, now));
+        assert_eq!(ladder.cooling_at(now), None);
+    }
 }

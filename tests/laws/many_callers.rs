@@ -526,6 +526,30 @@ fn a_flight_that_was_given_up_makes_no_further_attempt() {
     first.abort();
 }
 
+/// Its attempt ends while that of the other flight is under way, which counts until a minute after its own end.
+#[test]
+fn a_flight_that_was_given_up_ends_no_attempt_of_another_one() {
+    let world = World::new();
+    world.apsis.script_token_answers([1, 50].map(|delay| Answer::genuine().delay(seconds(delay))));
+    let builder = world.builder().max_wait(2 * MINUTE).attempt_timeout(2 * MINUTE).flight_timeout(MINUTE);
+    let layer = builder.build().unwrap();
+    let client = layer.layer(world.apsis.clone());
+    let (still, driven) = (runtime(), runtime());
+    let first = still.block_on(begin(call(client.clone())));
+
+    // The first flight is lost after its minute and the grace; the second one's attempt takes from 62 s to 112 s.
+    driven.block_on(limited(async { sleep(seconds(62)).await }));
+    let other = driven.block_on(begin(call(client)));
+    assert_eq!(world.token_requests(), 2);
+    still.block_on(limited(async { sleep(seconds(5)).await }));
+    driven.block_on(limited(other)).unwrap().unwrap();
+
+    driven.block_on(limited(async { sleep(seconds(15)).await }));
+    let left = driven.block_on(async { layer.handle().snapshot().attempts_left });
+    assert_eq!(left, 3, "the one that ended 15 s ago counts");
+    drop(first);
+}
+
 #[test]
 fn a_runtime_driven_now_and_then_sends_no_expired_token() {
     let world = World::new();

@@ -678,6 +678,44 @@ async fn evidence_that_turned_out_wrong_takes_twice_as_many_rejections_next_time
     .await;
 }
 
+/// Only a renewal that the evidence led to says that the evidence was wrong.
+#[tokio::test(start_paused = true)]
+async fn evidence_that_turned_out_wrong_leads_to_the_foot_of_the_ladder_and_is_counted_once() {
+    limited(async {
+        let world = mixed_world();
+        let layer = world.builder().token_requests_per_minute(10).build().unwrap();
+        let client = layer.layer(world.apsis.clone());
+        let accepted = || async { assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK) };
+        let refused = |token_requests| {
+            let (client, world) = (&client, &world);
+            async move {
+                assert_eq!(send(client, get(REFUSED)).await.unwrap().status(), StatusCode::FORBIDDEN);
+                assert_eq!(world.token_requests(), token_requests);
+            }
+        };
+        // Two steps up, and left on evidence.
+        accepted().await;
+        refused(2).await;
+        advance(Duration::from_secs(60)).await;
+        refused(3).await;
+        accepted().await;
+        for token_requests in [3, 3, 4] {
+            refused(token_requests).await;
+        }
+        // The first step, and the second one after it.
+        advance(Duration::from_secs(59)).await;
+        refused(4).await;
+        advance(Duration::from_secs(1)).await;
+        refused(5).await;
+        // Twice as many, not four times.
+        accepted().await;
+        for token_requests in [5, 5, 5, 5, 5, 6] {
+            refused(token_requests).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn rejections_of_a_token_that_was_never_accepted_end_no_cooling() {
     limited(async {

@@ -22,7 +22,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::yield_now,
+    time::{Instant, advance, sleep, timeout},
+};
 use tower::{BoxError, Service, service_fn};
 
 use crate::support::*;
@@ -345,6 +348,22 @@ async fn an_endless_answer_is_read_up_to_the_limit() {
         assert_eq!(pulled, LARGEST_ANSWER + KIB, "the chunk that is too much is the last");
     })
     .await;
+}
+
+/// A body that is ready again and again must leave others their turn, and the clock too.
+#[test]
+fn an_answer_of_endlessly_nothing_is_given_up_in_time() {
+    on_a_thread(|| async {
+        // A paused clock goes on by itself only where nothing is ready.
+        tokio::spawn(async {
+            loop {
+                yield_now().await;
+                advance(SECOND).await;
+            }
+        });
+        let builder = builder("id", "secret", BASE).transport(always(|| Response::new(Nothing))).flight_timeout(SECOND);
+        assert_too_late(&token_of(builder).await.unwrap_err());
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -938,6 +957,17 @@ impl Body for Silent {
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Pending
+    }
+}
+
+struct Nothing;
+
+impl Body for Nothing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
     }
 }
 
