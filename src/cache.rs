@@ -188,12 +188,20 @@ impl TokenCache {
     }
 
     /// Replaces the token of this generation, which the API rejected, unless that was done already.
-    pub(crate) async fn renew(self: Arc<Self>, generation: u64, kind: Rejection) -> Result<(), AuthError> {
+    ///
+    /// Waits as long as the patience lasts, and returns what is left of that.
+    pub(crate) async fn renew(
+        self: Arc<Self>,
+        generation: u64,
+        kind: Rejection,
+        patience: Duration,
+    ) -> Result<Duration, AuthError> {
+        let asked = Instant::now();
         self.rejected(generation, kind);
-        let token = self.wait(Want::Newer(generation, kind), self.limits.max_wait).await?;
+        let token = self.wait(Want::Newer(generation, kind), patience).await?;
         // A flight of another reason may have brought it; the replay puts it to the test all the same.
         self.lock().ladders.of(kind).try_out(token.generation(), Instant::now());
-        Ok(())
+        Ok(patience.saturating_sub(asked.elapsed()))
     }
 
     /// The same for the requests to come, when this one cannot be replayed: starts a flight and does not wait.

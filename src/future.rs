@@ -66,7 +66,9 @@ pin_project! {
 }
 
 /// Boxed because it is rare: a request with a good token that is not rejected has none.
-type Waiting<T> = Pin<Box<dyn Future<Output = Result<T, AuthError>> + Send + Sync>>;
+///
+/// It returns how long the request may still wait for tokens.
+type Waiting = Pin<Box<dyn Future<Output = Result<Duration, AuthError>> + Send + Sync>>;
 
 pin_project! {
     #[project = StateProjection]
@@ -76,10 +78,10 @@ pin_project! {
         B: ReplayableBody,
     {
         OutOfScope { #[pin] answer: S::Future },
-        Waiting { waiting: Waiting<Duration>, unsent: Option<Unsent<S, B>> },
+        Waiting { waiting: Waiting, unsent: Option<Unsent<S, B>> },
         Readying { unsent: Option<Unsent<S, B>> },
         Sending { #[pin] answer: S::Future, sent: Option<Sent<S, B>> },
-        Renewing { waiting: Waiting<()>, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
+        Renewing { waiting: Waiting, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
         Failed { error: Option<AuthError> },
     }
 }
@@ -101,6 +103,7 @@ struct Sent<S, B: ReplayableBody> {
     copy: Option<Copied<B>>,
     generation: u64,
     replays: Option<Rejection>,
+    patience: Duration,
 }
 
 impl<S, B> ResponseFuture<S, B>
@@ -119,10 +122,10 @@ where
 
     /// Sends by the service that is `ready`; `inner` is for the replay.
     pub(crate) fn send(ready: &mut S, inner: S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
-        let generation = stamp.generation;
+        let (generation, patience) = (stamp.generation, shared.cache.limits.max_wait);
         let state = match keep_and_stamp(request, stamp) {
             Ok((request, copy)) => {
-                let sent = Sent { inner, copy: Some(copy), generation, replays: None };
+                let sent = Sent { inner, copy: Some(copy), generation, replays: None, patience };
                 State::Sending { answer: ready.call(request), sent: Some(sent) }
             }
             Err(error) => State::Failed { error: Some(error) },
@@ -149,7 +152,7 @@ where
                 }
                 StateProjection::Waiting { waiting, unsent } => {
                     let patience = ready!(waiting.as_mut().poll(cx))?;
-                    State::Readying { unsent: unsent.take().map(|unsent| Unsent { patience, ..unsent }) }
+                    State::ready(unsent.take(), patience)
                 }
                 StateProjection::Readying { unsent } => {
                     let inner = &mut unsent.as_mut().expect(POLLED_AGAIN).inner;
@@ -166,7 +169,7 @@ where
                 }
                 StateProjection::Renewing { waiting, rejected, unsent } => match ready!(waiting.as_mut().poll(cx)) {
                     // The rejected response goes with its state, now that a newer token is in hand.
-                    Ok(()) => State::Readying { unsent: unsent.take() },
+                    Ok(patience) => State::ready(unsent.take(), patience),
                     Err(error) => {
                         let rejected = rejected.take().expect(POLLED_AGAIN);
                         return Poll::Ready(Ok(marked(rejected, AuthOutcome::NotRenewed(error))));
@@ -200,6 +203,10 @@ where
         let waiting = Box::pin(Arc::clone(&shared.cache).wait_for_good(unsent.patience));
         Self::Waiting { waiting, unsent: Some(unsent) }
     }
+
+    fn ready(unsent: Option<Unsent<S, B>>, patience: Duration) -> Self {
+        Self::Readying { unsent: unsent.map(|unsent| Unsent { patience, ..unsent }) }
+    }
 }
 
 impl<S, B> Unsent<S, B>
@@ -222,7 +229,7 @@ where
             Ok((request, copy)) => {
                 let answer = inner.call(request);
                 let copy = replays.is_none().then_some(copy);
-                State::Sending { answer, sent: Some(Sent { inner, copy, generation, replays }) }
+                State::Sending { answer, sent: Some(Sent { inner, copy, generation, replays, patience }) }
             }
             Err(error) => State::Failed { error: Some(error) },
         }
@@ -259,9 +266,9 @@ where
                 cache.replay_rejected(generation, kind);
                 Verdict::Final(marked(answer, AuthOutcome::Replayed))
             }
-            (Some(kind), None) => match self.again(kind, cache.limits.max_wait) {
+            (Some(kind), None) => match self.again(kind) {
                 Some(unsent) => {
-                    let waiting = Box::pin(Arc::clone(cache).renew(generation, kind));
+                    let waiting = Box::pin(Arc::clone(cache).renew(generation, kind, unsent.patience));
                     Verdict::Renew(State::Renewing { waiting, rejected: Some(answer), unsent: Some(unsent) })
                 }
                 None => {
@@ -273,10 +280,10 @@ where
     }
 
     /// The request as it was sent, if its body can be had again.
-    fn again(self, rejection: Rejection, patience: Duration) -> Option<Unsent<S, B>> {
+    fn again(self, rejection: Rejection) -> Option<Unsent<S, B>> {
         let (head, kept) = self.copy?;
         let request = Request::from_parts(head, B::restore(kept)?);
-        Some(Unsent { inner: self.inner, request, replays: Some(rejection), patience })
+        Some(Unsent { inner: self.inner, request, replays: Some(rejection), patience: self.patience })
     }
 }
 

@@ -703,6 +703,23 @@ async fn a_call_waits_for_tokens_no_longer_than_max_wait_in_sum() {
     .await;
 }
 
+/// Ten seconds of thirty go to the first token; the renewal that hangs may have the other twenty.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_takes_from_the_same_max_wait() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_token_delay(seconds(10));
+        world.apsis.script_api_answers([Answer::status(StatusCode::UNAUTHORIZED)]);
+        world.apsis.script_token_answers([Answer::genuine(), Answer::hang(), Answer::hang(), Answer::hang()]);
+        let before = Instant::now();
+        let response = send(&world.client(), keyspaces()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert!(matches!(response.extensions().get(), Some(AuthOutcome::NotRenewed(AuthError::TimedOut { .. }))));
+        assert_eq!(before.elapsed(), seconds(30));
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_through_a_grounding_that_ends_within_max_wait() {
     limited(async {
