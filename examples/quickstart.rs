@@ -71,7 +71,7 @@ fn client(auth: ApsisAuthLayer, base: &str) -> Result<ApiClient, BoxError> {
     let stack = ServiceBuilder::new()
         .map_response_body(|body| BodyExt::map_err(body, Into::into).boxed_unsync())
         .layer(TraceLayer::new_for_http())
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(30)))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(60)))
         .layer(auth)
         // TimeoutLayer answers with a body of its own making; hyper's has no default.
         .map_response_body(BodyExt::boxed_unsync)

@@ -223,9 +223,9 @@ impl TokenCache {
             return;
         }
         match state.ground_without_budget(now) {
-            Some(grounding) => {
+            Some((grounding, is_news)) => {
                 drop(state);
-                grounding.trace();
+                grounding.trace_if(is_news);
             }
             None => drop(self.fly(state, &runtime, Reason::Due)),
         }
@@ -270,11 +270,14 @@ impl TokenCache {
     async fn wait(self: &Arc<Self>, want: Want, patience: Duration) -> Outcome {
         // Timers need a runtime just as the flight does, and panic without one.
         Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
-        let give_up_at = Instant::now() + patience;
+        let mut give_up_at = None;
         loop {
             // Heeds what lands from here on, before the look at what there is.
             let landed = self.landed.notified();
-            match self.find_or_fly(want)? {
+            let found = self.find_or_fly(want)?;
+            // From after the look: a flight that it started, with as much time as the waiter, then ends first.
+            let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + patience);
+            match found {
                 Found::Token(token) => return Ok(token),
                 Found::Grounded(grounding) if grounding.outlasts(give_up_at) => return Err(grounding.error),
                 Found::Grounded(grounding) => {
@@ -318,9 +321,9 @@ impl TokenCache {
         if let Some(grounding) = grounded.filter(|_| !matches!(want, Want::Forced)) {
             return Ok(Found::Grounded(grounding));
         }
-        if let Some(grounding) = state.ground_without_budget(now) {
+        if let Some((grounding, is_news)) = state.ground_without_budget(now) {
             drop(state);
-            grounding.trace();
+            grounding.trace_if(is_news);
             return Ok(Found::Grounded(grounding));
         }
         let reason = match want {
@@ -397,7 +400,7 @@ impl TokenCache {
             Err(FlightError::Failed(failure)) => {
                 let grounding = state.ground_after(failure, &self.source.url, now, draw);
                 drop(state);
-                grounding.trace();
+                grounding.trace_if(true);
                 Err(grounding.error)
             }
         }
@@ -476,9 +479,16 @@ impl Grounding {
         self.until >= give_up_at || !self.error.is_retryable()
     }
 
-    fn trace(&self) {
-        let seconds = self.until.saturating_duration_since(Instant::now()).as_secs();
-        tracing::warn!(seconds, error = %Chain(&self.error), "grounded");
+    pub(crate) fn seconds_left(&self, now: Instant) -> u64 {
+        let left = self.until.saturating_duration_since(now);
+        left.as_secs() + u64::from(left.subsec_nanos() > 0)
+    }
+
+    fn trace_if(&self, is_news: bool) {
+        if is_news {
+            let seconds = self.seconds_left(Instant::now());
+            tracing::warn!(seconds, error = %Chain(&self.error), "grounded");
+        }
     }
 }
 
@@ -533,16 +543,18 @@ impl State {
         grounding
     }
 
-    /// Grounds the cache if the budget has no room.
-    fn ground_without_budget(&mut self, now: Instant) -> Option<Grounding> {
+    /// The grounding there is without room in the budget, and whether it is a new one.
+    fn ground_without_budget(&mut self, now: Instant) -> Option<(Grounding, bool)> {
         let until = self.budget.free_at(now)?;
         let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
         // One that lasts longer has the better reason, and a refusal has to be seen.
-        let better = |grounded: &Grounding| grounded.until >= until || !grounded.error.is_retryable();
-        if !self.grounded.as_ref().is_some_and(better) {
+        let better =
+            |grounded: &Grounding| now < grounded.until && (grounded.until >= until || !grounded.error.is_retryable());
+        let is_news = !self.grounded.as_ref().is_some_and(better);
+        if is_news {
             self.grounded = Some(grounding.clone());
         }
-        Some(grounding)
+        Some((grounding, is_news))
     }
 }
 

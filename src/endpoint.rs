@@ -189,7 +189,7 @@ pub(crate) enum Fault {
     Transport(#[source] BoxError),
     #[error("the token endpoint's answer broke off")]
     Body(#[source] BoxError),
-    #[error("the token endpoint did not answer within {0:?}")]
+    #[error("the token endpoint did not answer within {0:.1?}")]
     TooLate(Duration),
     #[error("the token endpoint's answer is larger than {LARGEST_ANSWER} bytes")]
     TooLarge,

@@ -113,8 +113,8 @@ impl AuthError {
         !matches!(self, Self::Refused { .. } | Self::NoRuntime | Self::TooManyHeaders)
     }
 
-    /// When the token endpoint is asked again. A request that needs a token waits for that if it may wait so long, and
-    /// fails at once if not.
+    /// When the token endpoint may be asked again. A request that needs a token waits for that if it may wait so long and
+    /// the credentials were not refused; else it fails at once.
     ///
     /// By the clock of tokio, which a test may have paused: then it is not to be compared with [`Instant::now`].
     ///

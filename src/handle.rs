@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::time::Instant;
 
 use crate::{AccessToken, AuthError, cache::TokenCache, error::Chain};
 
@@ -83,7 +82,7 @@ impl TokenHandle {
             due_in_seconds: token.time_to_due(now).as_secs(),
         });
         let grounded = grounding.map(|grounding| Grounded {
-            for_seconds: seconds_until(grounding.until, now.monotonic),
+            for_seconds: grounding.seconds_left(now.monotonic),
             because: Chain(&grounding.error).to_string(),
         });
         Snapshot { token, in_flight, grounded, attempts_left }
@@ -126,9 +125,4 @@ pub struct Grounded {
     pub for_seconds: u64,
     /// The failure in words: the [`AuthError`] that requests get, with its sources.
     pub because: String,
-}
-
-fn seconds_until(moment: Instant, now: Instant) -> u64 {
-    let left = moment.saturating_duration_since(now);
-    left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }

@@ -118,7 +118,9 @@ impl Ladder {
     /// A replay with this generation was not rejected.
     pub(crate) fn did_help(&mut self, generation: u64) {
         if generation >= self.judged {
-            *self = Self { judged: generation, ..Self::new(self.steps) };
+            // A newer one may be on trial already.
+            let on_trial = self.on_trial.filter(|&(newer, _)| newer > generation);
+            *self = Self { judged: generation, on_trial, ..Self::new(self.steps) };
         }
     }
 
@@ -205,6 +207,16 @@ mod tests {
         evidence.accepted(3);
         assert_eq!(evidence.rejected(3), 0, "one that is not heard of yet says nothing");
         assert_eq!(evidence.rejected(2), 3);
+    }
+
+    #[test]
+    fn a_late_success_of_an_older_generation_leaves_the_newer_one_on_trial() {
+        let now = Instant::now();
+        let mut ladder = Ladder::new(FORBIDDEN);
+        ladder.try_out(2, now);
+        ladder.try_out(3, now);
+        ladder.did_help(2);
+        assert!(ladder.rejected(3, 0, now), "it climbs");
     }
 
     #[test]

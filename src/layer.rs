@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, uri::Authority};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{BoxError, Layer, Service};
@@ -71,12 +71,12 @@ impl Shared {
     /// Says that a request goes to another origin and so without a token. Loud the first time: it may be a mistake in a
     /// URL, which would look like a token that is rejected.
     pub(crate) fn trace_out_of_scope<B>(&self, request: &Request<B>) {
-        let host = request.uri().authority().map(Authority::host).unwrap_or_default();
-        let (scheme, base) = (request.uri().scheme_str().unwrap_or_default(), self.origin.host());
+        let (scheme, host) = (request.uri().scheme_str(), request.uri().host());
+        let (port, base) = (request.uri().port_u16(), &self.cache.source.url);
         if self.out_of_scope_was_told.swap(true, Ordering::Relaxed) {
-            tracing::debug!(scheme, host, base, "out of scope: sent without a token");
+            tracing::debug!(scheme, host, port, %base, "out of scope: sent without a token");
         } else {
-            tracing::warn!(scheme, host, base, "out of scope: sent without a token");
+            tracing::warn!(scheme, host, port, %base, "out of scope: sent without a token");
         }
     }
 

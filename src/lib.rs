@@ -68,8 +68,8 @@
 //! | size of the token endpoint's answer | at most 64 KiB |
 //! | refresh is due | at a draw between 75 and 90 % of the lifetime, once per token |
 //! | margin | the smaller of 60 s and a tenth of the lifetime |
-//! | pauses within a flight | 2 s, doubling, each drawn from its upper half |
-//! | grounded after a transient failure | 5 s, doubling to 60 s |
+//! | pauses within a flight | 2 s, doubling, each drawn from its upper half; `Retry-After` if longer and it fits |
+//! | grounded after a transient failure | 5 s, doubling to 60 s; `Retry-After` if longer, at most 15 min |
 //! | grounded after 429 | `Retry-After` (at most 15 min) and up to a tenth; without it 60 s and a draw from 60 s, doubling, at most 1 h |
 //! | grounded after a refusal | 30 s, doubling to 15 min |
 //! | renewals that did not help | 401: 15, 30, 60, 60 … s; 403: 1, 2, 4, 8, 15, 15 … min |
@@ -116,8 +116,8 @@
 //! | token rejected | `DEBUG` | `generation`, `kind` |
 //! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
 //! | replay, replay accepted | `DEBUG` | `generation` |
-//! | no renewal | `DEBUG` | `generation`, `error` |
-//! | out of scope: sent without a token | `WARN` the first time, then `DEBUG` | `scheme`, `host`, `base` |
+//! | no renewal, after a request that cannot be replayed | `DEBUG` | `generation`, `error` |
+//! | out of scope: sent without a token | `WARN` the first time, then `DEBUG` | `scheme`, `host`, `port`, and as `base` the token endpoint |
 //!
 //! # Where things are
 //!

@@ -66,11 +66,15 @@ impl BaseUrl {
 
     /// The text for an error: what stands before an `@` or in a query may be a password.
     fn printable(&self) -> String {
-        let (before, rest) = self.0.rsplit_once('@').map_or(("", self.0.as_str()), |(_, rest)| ("…@", rest));
-        let before = if before.is_empty() { String::new() } else { format!("{}…@", self.scheme()) };
+        let (shown, rest) = match self.0.rsplit_once('@') {
+            // The `@` of a password or of a query: what follows it may be part of either.
+            Some((before, _)) if before.contains(['?', '#']) => return format!("{}…", self.scheme()),
+            Some((_, rest)) => (format!("{}…@", self.scheme()), rest),
+            None => (String::new(), self.0.as_str()),
+        };
         match rest.split_once(['?', '#']) {
-            Some((shown, _)) => format!("{before}{shown}…"),
-            None => format!("{before}{rest}"),
+            Some((rest, _)) => format!("{shown}{rest}…"),
+            None => format!("{shown}{rest}"),
         }
     }
 
@@ -122,10 +126,6 @@ impl Origin {
     #[cfg(feature = "client")]
     pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
-    }
-
-    pub(crate) fn host(&self) -> &str {
-        &self.host
     }
 
     /// Whether `request` goes to this origin, so that it may carry the token.

@@ -830,6 +830,14 @@ async fn a_grounding_is_not_hidden_by_forced_renewals_that_use_up_the_budget() {
             assert_eq!(retry_at(&error) - before, seconds(wait));
             let grounded = handle.snapshot().grounded.unwrap();
             assert_eq!((grounded.for_seconds, grounded.because), (wait - 20, error.to_string()));
+
+            if wait < 60 {
+                sleep_until(before + seconds(wait)).await;
+                let error = handle.get().await.unwrap_err();
+                assert!(matches!(error, AuthError::OutOfBudget { .. }), "{error:?}");
+                let grounded = handle.snapshot().grounded.unwrap();
+                assert_eq!((grounded.for_seconds, grounded.because), (60 - wait, error.to_string()));
+            }
         }
     })
     .await;

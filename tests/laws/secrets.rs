@@ -356,6 +356,8 @@ async fn what_cannot_be_built_prints_no_secret() {
         format!("http://{SECRET}@api.apsis.one"),
         format!("//{SECRET}@ space"),
         format!("https://api.apsis.one?client_secret={SECRET}"),
+        format!("https://api.apsis.one?client_secret=x@{SECRET}"),
+        format!("https://api.apsis.one#x@{SECRET}"),
         format!("https://api.apsis.one#{SECRET}"),
         format!("https://api.apsis.one?client_secret={SECRET}#fragment"),
         format!("https://{SECRET}@api.apsis.one:99999?x={SECRET}@x"),

@@ -214,6 +214,28 @@ async fn a_redirect_is_not_followed_with_the_secret() {
     .await;
 }
 
+/// By a real clock: who starts a flight and may wait as long as it takes hears how it ended, not that time is up.
+#[tokio::test]
+async fn who_waits_as_long_as_a_flight_may_take_hears_how_it_ended() {
+    limited(async {
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (listener, addr) = listen().await;
+            let builder = builder(&format!("http://{addr}")).attempt_timeout(MOMENT).flight_timeout(MOMENT);
+            let token = builder.max_wait(MOMENT).build().unwrap().handle();
+            callers.spawn(async move {
+                let error = token.get().await.unwrap_err();
+                drop(listener);
+                error
+            });
+        }
+        while let Some(error) = callers.join_next().await {
+            assert!(matches!(error.unwrap(), AuthError::Unavailable { .. }));
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_port_where_nobody_listens_is_an_error_that_says_so() {
     limited(async {
