@@ -15,7 +15,8 @@ use hyper_util::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -100,7 +101,7 @@ async fn it_speaks_http_2() {
 #[tokio::test]
 async fn it_serves_on_the_address_it_is_given() {
     let emulator = Emulator::new();
-    let server = emulator.serve().await.expect("a free port");
+    let (server, _port) = serve_on_a_kept_port(&emulator).await;
     let addr = server.addr();
     let taken = emulator.serve_on(addr).await.map(|_| ());
     assert_eq!(taken.map_err(|e| e.kind()), Err(io::ErrorKind::AddrInUse));
@@ -140,10 +141,11 @@ async fn hangs_hang_and_drips_drip() {
     let emulator = Emulator::new();
     let server = emulator.serve().await.expect("a free port");
     emulator.script_api_answers([Answer::hang(), Answer::hang_in_body(), Answer::drip(Duration::from_millis(1))]);
+    let mut hanging = under_way(&server, &emulator).await;
+    assert!(timeout(MOMENT, &mut hanging).await.is_err());
+
     let client = client(&server);
     let request = || client.request(to(&server.url(), keyspaces("dead")));
-    assert!(timeout(MOMENT, request()).await.is_err());
-
     let silent = within(request()).await.expect("a head");
     assert_eq!(silent.status(), StatusCode::OK);
     assert!(timeout(MOMENT, silent.collect()).await.is_err());
@@ -173,14 +175,10 @@ async fn a_large_body_gets_its_413() {
 #[tokio::test]
 async fn a_shutdown_lets_the_answers_under_way_end() {
     let emulator = Emulator::new();
-    let server = emulator.serve().await.expect("a free port");
+    let (server, _port) = serve_on_a_kept_port(&emulator).await;
     let addr = server.addr();
-    emulator.set_api_delay(Duration::from_millis(100));
-    let answer = client(&server).request(to(&server.url(), keyspaces("dead")));
-    let answer = tokio::spawn(answer);
-    while emulator.counters().api_requests == 0 {
-        sleep(Duration::from_millis(1)).await;
-    }
+    emulator.set_api_delay(Duration::from_millis(20));
+    let answer = under_way(&server, &emulator).await;
     within(server.shutdown()).await;
     let answer = within(answer).await.expect("no panic");
     assert_eq!(answer.expect("an answer").status(), 401);
@@ -192,11 +190,7 @@ async fn a_shutdown_waits_for_no_hanging_answer() {
     let emulator = Emulator::new();
     let server = emulator.serve().await.expect("a free port");
     emulator.script_api_answers([Answer::hang()]);
-    let answer = client(&server).request(to(&server.url(), keyspaces("dead")));
-    let answer = tokio::spawn(answer);
-    while emulator.counters().api_requests == 0 {
-        sleep(Duration::from_millis(1)).await;
-    }
+    let answer = under_way(&server, &emulator).await;
     within(server.shutdown()).await;
     assert!(within(answer).await.expect("no panic").is_err());
 }
@@ -204,7 +198,7 @@ async fn a_shutdown_waits_for_no_hanging_answer() {
 #[tokio::test]
 async fn a_dropped_server_closes_its_port_and_its_connections() {
     let emulator = Emulator::new();
-    let server = emulator.serve().await.expect("a free port");
+    let (server, _port) = serve_on_a_kept_port(&emulator).await;
     let addr = server.addr();
     let mut stream = TcpStream::connect(addr).await.expect("a listener");
     let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -223,12 +217,8 @@ async fn a_dropped_server_closes_its_port_and_its_connections() {
 async fn a_dropped_server_waits_for_no_answer() {
     let emulator = Emulator::new();
     let server = emulator.serve().await.expect("a free port");
-    emulator.set_api_delay(Duration::from_millis(100));
-    let answer = client(&server).request(to(&server.url(), keyspaces("dead")));
-    let answer = tokio::spawn(answer);
-    while emulator.counters().api_requests == 0 {
-        sleep(Duration::from_millis(1)).await;
-    }
+    emulator.script_api_answers([Answer::hang()]);
+    let answer = under_way(&server, &emulator).await;
     drop(server);
     assert!(within(answer).await.expect("no panic").is_err());
 }
@@ -241,6 +231,30 @@ async fn a_client_that_never_finishes_its_handshake_holds_nobody_up() {
     assert_eq!(get(&client(&server), &server).await.expect("an answer"), 401);
     assert_eq!(server.connections(), 2);
     within(server.shutdown()).await;
+}
+
+/// A server whose port nobody else is given when it is closed, for as long as the socket lives: that is bound and does
+/// not listen. Where no two sockets may be bound to one port, it is any port.
+async fn serve_on_a_kept_port(emulator: &Emulator) -> (EmulatorServer, Option<TcpSocket>) {
+    let keeper = TcpSocket::new_v4().expect("a socket");
+    keeper.set_reuseaddr(true).expect("an option of every socket");
+    keeper.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    match emulator.serve_on(keeper.local_addr().expect("an address")).await {
+        Ok(server) => (server, Some(keeper)),
+        Err(_) => (emulator.serve().await.expect("a free port"), None),
+    }
+}
+
+/// A request that has arrived.
+async fn under_way(server: &EmulatorServer, emulator: &Emulator) -> JoinHandle<Result<Response<Incoming>, Error>> {
+    let answer = tokio::spawn(client(server).request(to(&server.url(), keyspaces("dead"))));
+    within(async {
+        while emulator.counters().api_requests == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    answer
 }
 
 fn client(server: &EmulatorServer) -> HttpClient {

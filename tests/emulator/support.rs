@@ -1,10 +1,13 @@
 //! Requests, and answers read to their end.
 
+use std::time::Duration;
+
 use apsis_auth::emulator::{ApiKey, Emulator, EmulatorError};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tower::ServiceExt;
 
 pub(crate) const KEYSPACES: &str = "/audience/keyspaces";
@@ -36,8 +39,12 @@ impl Reply {
 }
 
 pub(crate) async fn try_send(emulator: &Emulator, request: Request<Full<Bytes>>) -> Result<Reply, EmulatorError> {
-    let (head, body) = emulator.clone().oneshot(request).await?.into_parts();
-    Ok(Reply { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    // No answer takes longer, unless something hangs that should not: a year of the paused clock is over at once.
+    let reply = timeout(Duration::from_secs(366 * 24 * 3600), async {
+        let (head, body) = emulator.clone().oneshot(request).await?.into_parts();
+        Ok(Reply { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    });
+    reply.await.expect("an answer within a virtual year")
 }
 
 pub(crate) async fn send(emulator: &Emulator, request: Request<Full<Bytes>>) -> Reply {
