@@ -4,7 +4,7 @@ use std::{convert::Infallible, fmt::Debug, future::Ready};
 
 use apsis_auth::{
     AccessToken, ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthError, AuthOutcome, BaseUrl, BuildError,
-    ClientCredentials, Region, Rejection, ResponseFuture, Snapshot, TokenHandle,
+    ClientCredentials, Grounded, Region, Rejection, ResponseFuture, RetryAt, Snapshot, TokenHandle, TokenState,
 };
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -31,8 +31,14 @@ fn every_public_type_can_be_sent_shared_and_printed() {
     check::<BaseUrl>();
     check::<BuildError>();
     check::<ClientCredentials>();
+    check::<Grounded>();
+    #[cfg(feature = "client")]
+    check::<apsis_auth::HttpsTransport>();
     check::<Region>();
     check::<Rejection>();
+    check::<ResponseFuture<Answering, Body>>();
+    check::<RetryAt>();
     check::<Snapshot>();
     check::<TokenHandle>();
+    check::<TokenState>();
 }

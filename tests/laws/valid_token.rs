@@ -93,7 +93,7 @@ async fn a_refresh_that_fails_hangs_or_is_refused_delays_no_request_and_fails_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_failed_is_tried_again_while_the_token_lives() {
+async fn a_refresh_that_failed_is_retried_while_the_token_lives() {
     limited(async {
         for trouble in TROUBLES {
             let world = World::new();
@@ -113,7 +113,7 @@ async fn a_refresh_that_failed_is_tried_again_while_the_token_lives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_refresh_is_tried_again_when_its_back_off_is_over_and_no_sooner() {
+async fn a_refused_refresh_is_retried_when_its_back_off_is_over_and_no_sooner() {
     limited(async {
         let world = World::new();
         world.apsis.set_token_lifetime(HOUR);
@@ -281,23 +281,24 @@ async fn the_due_moment_is_drawn_once_for_a_token_however_many_requests_there_ar
 #[tokio::test(start_paused = true)]
 async fn the_due_moments_of_a_fleet_are_spread_over_the_whole_interval() {
     limited(async {
-        let world = World::new();
-        world.apsis.set_token_limit(1_000);
-        let seed = fastrand::u64(..);
-        let rng = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
-        let mut dues = Vec::new();
-        for _ in 0..200 {
-            let rng = Arc::clone(&rng);
-            let handle = world.builder().random(move || rng.lock().unwrap().f64()).build().unwrap().handle();
-            handle.warm_up().await.unwrap();
-            dues.push(handle.snapshot().token.unwrap().due_in_seconds);
+        for seed in 0..20 {
+            let world = World::new();
+            world.apsis.set_token_limit(1_000);
+            let rng = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
+            let mut dues = Vec::new();
+            for _ in 0..200 {
+                let rng = Arc::clone(&rng);
+                let handle = world.builder().random(move || rng.lock().unwrap().f64()).build().unwrap().handle();
+                handle.warm_up().await.unwrap();
+                dues.push(handle.snapshot().token.unwrap().due_in_seconds);
+            }
+            dues.sort_unstable();
+            let (first, last) = (dues[0], dues[199]);
+            assert!((64_800..66_800).contains(&first), "seed {seed}: {first}");
+            assert!((75_800..=77_760).contains(&last), "seed {seed}: {last}");
+            let widest_gap = dues.windows(2).map(|pair| pair[1] - pair[0]).max();
+            assert!(widest_gap < Some(1_500), "seed {seed}: {widest_gap:?}");
         }
-        dues.sort_unstable();
-        let (first, last) = (dues[0], dues[199]);
-        assert!((64_800..66_800).contains(&first), "seed {seed}: {first}");
-        assert!((75_800..=77_760).contains(&last), "seed {seed}: {last}");
-        let widest_gap = dues.windows(2).map(|pair| pair[1] - pair[0]).max();
-        assert!(widest_gap < Some(1_500), "seed {seed}: {widest_gap:?}");
     })
     .await;
 }
@@ -438,6 +439,7 @@ async fn tokens_of_a_second_are_used_while_they_live_and_cost_no_more_than_the_b
         let world = World::new();
         world.apsis.set_token_lifetime(SECOND);
         let client = world.client();
+        let start = Instant::now();
         for _ in 0..6_000 {
             match send(&client, keyspaces()).await {
                 Ok(answer) => assert_eq!(answer.status(), StatusCode::OK),
@@ -448,6 +450,8 @@ async fn tokens_of_a_second_are_used_while_they_live_and_cost_no_more_than_the_b
         let counters = world.apsis.counters();
         assert_eq!(counters.api_rejected, 0);
         assert!(counters.api_accepted > 200, "{counters:?}");
+        let minutes_begun = start.elapsed().as_secs() / 60 + 1;
+        assert!(counters.token_requests <= 4 * minutes_begun, "{counters:?} in {minutes_begun} min");
     })
     .await;
 }
@@ -515,23 +519,24 @@ async fn a_wall_clock_that_jumps_back_neither_ends_a_token_nor_keeps_it_beyond_i
 #[tokio::test(start_paused = true)]
 async fn a_wall_clock_that_jumps_to_and_fro_makes_no_storm() {
     limited(async {
-        let world = World::new();
-        let client = world.client();
-        let seed = fastrand::u64(..);
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut ahead = 0;
-        // Born before any jump, so that it does die of one.
-        send(&client, keyspaces()).await.unwrap();
-        for _ in 0..500 {
-            let to = rng.i64(-48 * 3600..48 * 3600);
-            world.wall.jump(to - ahead);
-            ahead = to;
-            assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK, "seed {seed}");
-            sleep(Duration::from_millis(rng.u64(0..10_000))).await;
+        for seed in 0..20 {
+            let world = World::new();
+            let client = world.client();
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut ahead = 0;
+            // Born before any jump, so that it does die of one.
+            send(&client, keyspaces()).await.unwrap();
+            for _ in 0..500 {
+                let to = rng.i64(-48 * 3600..48 * 3600);
+                world.wall.jump(to - ahead);
+                ahead = to;
+                assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK, "seed {seed}");
+                sleep(Duration::from_millis(rng.u64(0..10_000))).await;
+            }
+            // A token's birth is never ahead of the furthest jump: each new furthest one costs at most a token.
+            let requests = world.token_requests();
+            assert!((2..30).contains(&requests), "seed {seed}: {requests}");
         }
-        // A token's birth is never ahead of the furthest jump: each new furthest one costs at most a token.
-        let requests = world.token_requests();
-        assert!((2..30).contains(&requests), "seed {seed}: {requests}");
     })
     .await;
 }
