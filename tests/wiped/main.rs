@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use apsis_auth::{ApsisAuthLayer, AuthError, AuthOutcome, BuildError, ClientCredentials};
@@ -31,6 +32,9 @@ static ALLOCATOR: Looking = Looking;
 
 const BASE: &str = "https://api.apsis.one";
 
+/// Set in a process that a test starts.
+const CHILD: &str = "APSIS_AUTH_TEST_CHILD";
+
 /// In the secret and in each token below. All of them are in static memory, which is never given back.
 const CANARY: &[u8] = b"cAnary";
 
@@ -38,7 +42,6 @@ const SECRET: &str = "the-cAnary-in-the-secret";
 const TOKEN: &str = r#"{"access_token":"the-cAnary-in-the-token","token_type":"Bearer","expires_in":600}"#;
 /// `{"exp":9999999999}`
 const NEWER: &str = r#"{"expires_in":600,"access_token":"the-cAnary-in.eyJleHAiOjk5OTk5OTk5OTl9.the-cAnary"}"#;
-/// As PHP writes a slash, .NET a plus and Gson an equals sign.
 const UNUSABLE: [&str; 4] = [
     r#"{"access_token":"a cAnary","token_type":"Bearer"}"#,
     r#"{"access_token":"a-cAnary","token_type":"mac"}"#,
@@ -86,8 +89,9 @@ fn credentials_from_the_environment_are_wiped() {
     for (variable, value) in [("APSIS_CLIENT_SECRET", SECRET), ("APSIS_CLIENT_SECRET_FILE", file)] {
         // A process of its own: to change the environment of this one is unsound while other tests read theirs.
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "in_an_environment_with_credentials", "--ignored"])
+            .args(["--exact", "in_an_environment_with_credentials"])
             .env_clear()
+            .env(CHILD, "1")
             .env("APSIS_CLIENT_ID", "id")
             .env(variable, value)
             .output()
@@ -97,9 +101,12 @@ fn credentials_from_the_environment_are_wiped() {
     }
 }
 
+/// Run by the test above, in an environment with credentials. Elsewhere it is of no use.
 #[test]
-#[ignore = "run by the test above, in an environment with credentials"]
 fn in_an_environment_with_credentials() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
     let hits = looking(|| {
         let credentials = ClientCredentials::from_env().unwrap();
         drop(ApsisAuthLayer::builder(credentials, BASE).transport(endpoint(&[])).build().unwrap());
@@ -138,7 +145,7 @@ fn an_answer_that_comes_in_any_kind_of_buffer_is_wiped() {
     let hits = looking(|| {
         let builder = ApsisAuthLayer::builder(ClientCredentials::new("id", SECRET).unwrap(), BASE);
         let layer = builder.transport(transport).build().unwrap();
-        let token = runtime().block_on(layer.handle().get()).unwrap();
+        let token = run(layer.handle().get()).unwrap();
         assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
     });
     assert_eq!(hits, 0);
@@ -152,7 +159,7 @@ fn an_answer_that_comes_in_pieces_is_wiped() {
     let hits = looking(|| {
         let builder = ApsisAuthLayer::builder(ClientCredentials::new("id", SECRET).unwrap(), BASE);
         let layer = builder.transport(transport).build().unwrap();
-        let token = runtime().block_on(layer.handle().get()).unwrap();
+        let token = run(layer.handle().get()).unwrap();
         assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
     });
     assert_eq!(hits, 0);
@@ -186,11 +193,10 @@ fn a_secret_that_was_sent_back_is_wiped() {
 #[test]
 fn a_token_that_a_caller_keeps_is_wiped_when_the_caller_lets_go() {
     let hits = looking(|| {
-        let runtime = runtime();
         let layer = layer(&[(200, TOKEN)]);
-        let token = runtime.block_on(layer.handle().get()).unwrap();
+        let token = run(layer.handle().get()).unwrap();
         let header = token.header_value();
-        drop((layer, runtime));
+        drop(layer);
         assert_eq!(token.expose_secret(), "the-cAnary-in-the-token");
         drop(token);
         assert_eq!(header, "Bearer the-cAnary-in-the-token");
@@ -219,7 +225,6 @@ type Answers<'a> = &'a [(u16, &'static str)];
 
 /// A layer's whole life: one request, answered by the API with these statuses, and the end.
 fn life(answers: Answers<'_>, statuses: &'static [u16]) -> Option<AuthOutcome> {
-    let runtime = runtime();
     let sent = Arc::new(AtomicUsize::new(0));
     let api = service_fn(move |request: Request<Full<Bytes>>| {
         assert!(request.headers()[AUTHORIZATION].as_bytes().starts_with(b"Bearer the"));
@@ -227,14 +232,14 @@ fn life(answers: Answers<'_>, statuses: &'static [u16]) -> Option<AuthOutcome> {
         async move { Ok::<_, BoxError>(Response::builder().status(status).body(())?) }
     });
     let request = Request::get(format!("{BASE}/audience/keyspaces")).body(Full::default()).unwrap();
-    let mut answer = runtime.block_on(layer(answers).layer(api).oneshot(request)).unwrap();
+    let mut answer = run(layer(answers).layer(api).oneshot(request)).unwrap();
     assert_eq!(answer.status(), 200);
     answer.extensions_mut().remove()
 }
 
 /// The life of a layer that gets no token.
 fn refused(answers: Answers<'_>) -> AuthError {
-    runtime().block_on(layer(answers).handle().get()).unwrap_err()
+    run(layer(answers).handle().get()).unwrap_err()
 }
 
 fn layer(answers: Answers<'_>) -> ApsisAuthLayer {
@@ -256,6 +261,14 @@ fn endpoint(answers: Answers<'_>) -> Transport {
 }
 
 type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
+
+/// Runs it to its end or to a virtual deadline, in a runtime of its own.
+fn run<T>(life: impl Future<Output = T>) -> T {
+    runtime().block_on(async {
+        let hour = Duration::from_secs(3600);
+        tokio::time::timeout(hour, life).await.expect("a life ends within a virtual hour")
+    })
+}
 
 /// On this thread alone, with a clock that runs ahead whenever a flight pauses.
 fn runtime() -> Runtime {
