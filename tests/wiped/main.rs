@@ -7,6 +7,7 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     convert::Infallible,
+    future::pending,
     pin::Pin,
     process::Command,
     slice,
@@ -23,7 +24,10 @@ use bytes::{Buf, Bytes};
 use http::{Request, Response, header::AUTHORIZATION};
 use http_body::{Body, Frame};
 use http_body_util::Full;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{sleep, timeout},
+};
 use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use zeroize::Zeroize;
 
@@ -204,6 +208,56 @@ fn a_token_that_a_caller_keeps_is_wiped_when_the_caller_lets_go() {
     assert_eq!(hits, 0);
 }
 
+/// While the request is out, and while a half of the answer is in.
+#[test]
+fn a_flight_under_way_is_wiped_when_the_last_handle_is_dropped() {
+    let silent = |request: Request<Full<Bytes>>| async move {
+        let _request = request;
+        pending::<Result<Response<Half>, BoxError>>().await
+    };
+    let half =
+        |_: Request<Full<Bytes>>| async { Ok::<_, BoxError>(Response::new(Half(Some(&TOKEN.as_bytes()[..40])))) };
+    for transport in [BoxCloneSyncService::new(service_fn(silent)), BoxCloneSyncService::new(service_fn(half))] {
+        let hits = looking(|| {
+            let builder = ApsisAuthLayer::builder(ClientCredentials::new("id", SECRET).unwrap(), BASE);
+            let handle = builder.transport(transport).build().unwrap().handle();
+            run(async {
+                let waiter = tokio::spawn(async move { handle.get().await });
+                sleep(Duration::from_secs(1)).await;
+                assert_eq!(alive_tasks(), 2, "the waiter and the flight");
+                waiter.abort();
+                // By itself the flight would go on for many seconds.
+                let ended = async {
+                    while alive_tasks() > 0 {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                timeout(Duration::from_secs(1), ended).await.expect("the flight ends");
+            });
+        });
+        assert_eq!(hits, 0);
+    }
+}
+
+fn alive_tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// An answer's body that begins and does not go on.
+struct Half(Option<&'static [u8]>);
+
+impl Body for Half {
+    type Data = &'static [u8];
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Infallible>>> {
+        self.0.take().map_or(Poll::Pending, |half| Poll::Ready(Some(Ok(Frame::data(half)))))
+    }
+}
+
 /// An answer's body, a frame a piece.
 struct Pieces(slice::Chunks<'static, u8>);
 
@@ -266,7 +320,7 @@ type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>
 fn run<T>(life: impl Future<Output = T>) -> T {
     runtime().block_on(async {
         let hour = Duration::from_secs(3600);
-        tokio::time::timeout(hour, life).await.expect("a life ends within a virtual hour")
+        timeout(hour, life).await.expect("a life ends within a virtual hour")
     })
 }
 
