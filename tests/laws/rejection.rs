@@ -276,6 +276,43 @@ async fn when_the_renewal_fails_the_rejection_comes_back_whole_and_nothing_is_re
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn when_the_renewal_is_interrupted_or_has_no_room_in_the_budget_the_rejection_comes_back_whole_too() {
+    limited(async {
+        for is_interrupted in [true, false] {
+            for (status, _) in LADDERS {
+                let (world, record) = (World::new(), Record::default());
+                let (apsis, asked) = (world.apsis.clone(), Arc::new(Mutex::new(0)));
+                let panics_the_second_time = service_fn(move |request: Request<Full<Bytes>>| {
+                    let apsis = apsis.clone();
+                    *asked.lock().unwrap() += 1;
+                    let panics = *asked.lock().unwrap() == 2;
+                    async move {
+                        assert!(!panics, "a panic, as wanted");
+                        apsis.oneshot(request).await
+                    }
+                });
+                let builder = if is_interrupted {
+                    world.builder().transport(panics_the_second_time)
+                } else {
+                    world.builder().token_requests_per_minute(1)
+                };
+                let client = builder.build().unwrap().layer(rejecting(&record, status));
+                let response = send(&client, keyspaces()).await.unwrap();
+                assert_eq!((response.status(), &response.headers()["x-number"]), (status, &HeaderValue::from(1)));
+                match response.extensions().get() {
+                    Some(AuthOutcome::NotRenewed(AuthError::Interrupted)) => assert!(is_interrupted),
+                    Some(AuthOutcome::NotRenewed(AuthError::OutOfBudget { .. })) => assert!(!is_interrupted),
+                    outcome => panic!("{outcome:?}"),
+                }
+                assert_eq!(text(response).await, "refusal 1");
+                assert_eq!((record.count(), world.token_requests()), (1, 1));
+            }
+        }
+    })
+    .await;
+}
+
 // Law 21: an API that rejects every token.
 
 #[tokio::test(start_paused = true)]
