@@ -11,11 +11,15 @@ use std::{
     time::Duration,
 };
 
-use apsis_auth::{AccessToken, AuthError, AuthOutcome, Snapshot, TokenHandle, emulator::Answer};
+use apsis_auth::{
+    AccessToken, ApsisAuthBuilder, AuthError, AuthOutcome, Snapshot, TokenHandle,
+    emulator::{Answer, Emulator},
+};
 use bytes::Bytes;
 use fastrand::Rng;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -67,6 +71,22 @@ async fn those_who_come_late_join_the_flight() {
         assert_eq!(world.token_requests(), 1);
     })
     .await;
+}
+
+/// On threads that run at once, in real time. Those rejected late find the newer token (law 18).
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn in_parallel_a_thousand_cold_callers_share_one_token_request_and_a_thousand_rejected_ones_another() {
+    let test = async {
+        let world = patient_world();
+        let client = world.client();
+        for token_requests in [1, 2] {
+            let answers = all(1000, |_| call(client.clone())).await;
+            assert!(answers.iter().all(|answer| *answer.as_ref().unwrap() == StatusCode::OK));
+            assert_eq!(world.token_requests(), token_requests);
+            world.apsis.revoke_tokens();
+        }
+    };
+    timeout(MINUTE, test).await.expect("the test ends within a minute");
 }
 
 // Law 2: one failure.
@@ -308,6 +328,108 @@ async fn a_flight_whose_every_waiter_is_gone_still_lands() {
     .await;
 }
 
+/// The grounding lasts 5 s, the flight that follows it a second. One waiter is dropped at every half of them.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_is_dropped_during_a_grounding_cancels_nobody_else_and_keeps_no_permit() {
+    limited(async {
+        for half in 0..12 {
+            let world = World::new();
+            world.apsis.set_token_delay(seconds(1));
+            world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY)]);
+            let gate = Arc::new(Semaphore::new(1));
+            let inner = GlobalConcurrencyLimitLayer::with_semaphore(gate.clone()).layer(world.apsis.clone());
+            let client = world.builder().flight_timeout(seconds(2)).build().unwrap().layer(inner);
+            call(client.clone()).await.unwrap_err();
+
+            let dropped = begin(timeout(Duration::from_millis(500 * half + 250), call(client.clone()))).await;
+            let other = begin(call(client)).await;
+            let before = Instant::now();
+
+            assert!(dropped.await.unwrap().is_err(), "it did not come to its end");
+            assert_eq!(gate.available_permits(), 1);
+            assert_eq!(other.await.unwrap().unwrap(), StatusCode::OK, "half {half}");
+            assert_eq!((before.elapsed(), world.token_requests()), (seconds(6), 2), "half {half}");
+            assert_eq!(gate.available_permits(), 1);
+        }
+    })
+    .await;
+}
+
+/// Its place in the line for a permit goes with it, and so does a permit that it was given and has not seen yet.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_is_dropped_before_the_inner_service_is_ready_cancels_nobody_else_and_keeps_no_permit() {
+    limited(async {
+        for (is_replay, is_given) in [(false, false), (false, true), (true, false), (true, true)] {
+            let world = World::new();
+            world.apsis.set_token_delay(seconds(1));
+            let gate = Arc::new(Semaphore::new(2));
+            let inner = GlobalConcurrencyLimitLayer::with_semaphore(gate.clone()).layer(world.apsis.clone());
+            let client = world.layer().layer(inner);
+            if is_replay {
+                call(client.clone()).await.unwrap();
+                world.apsis.revoke_tokens();
+            }
+            let dropped = begin(call(client.clone())).await;
+            let other = begin(call(client)).await;
+            // Both wait for a token. When they have it, they wait for a permit.
+            let mut closed = gate.clone().try_acquire_many_owned(2).unwrap();
+            sleep(seconds(2)).await;
+            assert_eq!(world.token_requests(), 1 + u64::from(is_replay));
+
+            if is_given {
+                drop(closed.split(1));
+                dropped.abort();
+            } else {
+                dropped.abort();
+                yield_now().await;
+                drop(closed.split(1));
+            }
+
+            assert!(dropped.await.unwrap_err().is_cancelled());
+            assert_eq!(other.await.unwrap().unwrap(), StatusCode::OK, "replay: {is_replay}, given: {is_given}");
+            drop(closed);
+            assert_eq!(gate.available_permits(), 2, "replay: {is_replay}, given: {is_given}");
+            assert_eq!(world.token_requests(), 1 + u64::from(is_replay));
+        }
+    })
+    .await;
+}
+
+/// A token request takes a second. What waits for it is dropped at every tenth.
+#[tokio::test(start_paused = true)]
+async fn a_get_and_a_renew_that_are_dropped_cancel_nobody_else() {
+    limited(async {
+        for tenth in 0..10 {
+            for (is_forced, is_alone) in [(false, false), (false, true), (true, false), (true, true)] {
+                let world = World::new();
+                world.apsis.set_token_delay(seconds(1));
+                let handle = world.layer().handle();
+                if is_forced {
+                    handle.get().await.unwrap();
+                }
+                let wanted = || {
+                    let handle = handle.clone();
+                    async move { if is_forced { handle.renew().await } else { handle.get().await } }
+                };
+                let before = Instant::now();
+                let dropped = begin(timeout(Duration::from_millis(100 * tenth + 50), wanted())).await;
+                let other = if is_alone { None } else { Some(begin(wanted()).await) };
+
+                assert!(dropped.await.unwrap().is_err(), "it did not come to its end");
+                let generation = 1 + u64::from(is_forced);
+                if let Some(other) = other {
+                    assert_eq!(other.await.unwrap().unwrap().generation(), generation, "tenth {tenth}");
+                    assert_eq!(before.elapsed(), seconds(1));
+                }
+                sleep_until(before + seconds(2)).await;
+                assert_eq!(handle.snapshot().token.unwrap().generation, generation, "tenth {tenth}: it lands");
+                assert_eq!(world.token_requests(), generation, "tenth {tenth}");
+            }
+        }
+    })
+    .await;
+}
+
 // Law 5: a transport that panics.
 
 #[tokio::test(start_paused = true)]
@@ -387,6 +509,41 @@ async fn a_wall_clock_that_panics_in_a_flight_fails_the_waiters_and_the_next_cal
         panics.store(false, Ordering::Relaxed);
         call(client).await.unwrap();
         assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_before_the_call_or_in_the_answers_body_is_one_like_any_other() {
+    async fn assert_one_panic(world: &World, builder: ApsisAuthBuilder) {
+        let client = builder.build().unwrap().layer(world.apsis.clone());
+        let errors = all(100, |_| call(client.clone())).await;
+        assert!(errors.iter().all(|error| matches!(error, Err(AuthError::Interrupted))), "{errors:?}");
+
+        call(client).await.unwrap();
+        assert_eq!(world.token_requests(), 1);
+    }
+
+    limited(async {
+        let world = patient_world();
+        let transport = OnceUnready { panics: Arc::new(AtomicBool::new(true)), apsis: world.apsis.clone() };
+        assert_one_panic(&world, world.builder().transport(transport)).await;
+
+        let world = patient_world();
+        let (apsis, panics) = (world.apsis.clone(), Arc::new(AtomicBool::new(true)));
+        let transport = service_fn(move |request: Request<Full<Bytes>>| {
+            let (apsis, panics) = (apsis.clone(), panics.swap(false, Ordering::Relaxed));
+            async move {
+                if !panics {
+                    return Ok(apsis.oneshot(request).await?.map(|body| body.map_err(BoxError::from).boxed_unsync()));
+                }
+                let body = Full::new(Bytes::from_static(b"{")).map_frame(|_| -> Frame<Bytes> {
+                    panic!("a panic in the body, as wanted");
+                });
+                Ok::<_, BoxError>(Response::new(body.map_err(BoxError::from).boxed_unsync()))
+            }
+        });
+        assert_one_panic(&world, world.builder().transport(transport)).await;
     })
     .await;
 }
@@ -583,6 +740,24 @@ async fn the_last_handle_dropped_leaves_no_task() {
 
         drop(handle);
         no_task_is_left().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_dropped_between_two_attempts_leaves_no_task() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([Answer::status(StatusCode::BAD_GATEWAY)]);
+        let waiter = begin(call(world.client())).await;
+        // The first attempt failed at once, the next one is a second and a half away.
+        sleep(seconds(1)).await;
+        assert_eq!((world.token_requests(), alive_tasks()), (1, 2));
+
+        waiter.abort();
+        waiter.await.unwrap_err();
+        no_task_is_left().await;
+        assert_eq!(world.token_requests(), 1);
     })
     .await;
 }
@@ -1108,6 +1283,28 @@ impl<S: Service<Request<Full<Bytes>>>> Service<Request<Full<Bytes>>> for Counted
     fn call(&mut self, request: Request<Full<Bytes>>) -> S::Future {
         self.attempts.0.lock().unwrap().push(Instant::now());
         self.transport.call(request)
+    }
+}
+
+/// The emulator, but once it panics when it is asked whether it is ready.
+#[derive(Clone)]
+struct OnceUnready {
+    panics: Arc<AtomicBool>,
+    apsis: Emulator,
+}
+
+impl Service<Request<Full<Bytes>>> for OnceUnready {
+    type Response = <Emulator as Service<Request<Full<Bytes>>>>::Response;
+    type Error = <Emulator as Service<Request<Full<Bytes>>>>::Error;
+    type Future = <Emulator as Service<Request<Full<Bytes>>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "a panic before the call, as wanted");
+        Service::<Request<Full<Bytes>>>::poll_ready(&mut self.apsis, cx)
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        self.apsis.call(request)
     }
 }
 
