@@ -11,26 +11,23 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderValue, Uri};
+use http::HeaderValue;
 use tokio::{
     runtime::Handle,
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    AuthError, Rejection, backoff,
-    budget::Budget,
+    AuthError, Rejection,
     clock::{Clock, Moment},
-    endpoint::{Failure, FailureKind, TokenEndpoint},
-    error::{Chain, RetryAt},
+    endpoint::TokenEndpoint,
+    error::RetryAt,
     flight::{Flight, FlightError, Reason},
-    ladder::{Evidence, Ladders},
+    ladder::Evidence,
+    state::{CurrentFlight, Grounding, State},
     token::{IssuedToken, Token},
 };
-
-/// What a flight may take beyond its limit before it is taken for lost.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// How a flight ended, for all who waited for it.
 pub(crate) type Outcome = Result<Arc<Token>, AuthError>;
@@ -55,38 +52,6 @@ pub(crate) struct Limits {
     pub(crate) attempt: Duration,
     /// Of a flight, its attempts and pauses included.
     pub(crate) flight: Duration,
-}
-
-struct State {
-    flight: Option<CurrentFlight>,
-    flights_begun: u64,
-    grounded: Option<Grounding>,
-    failures: Failures,
-    budget: Budget,
-    ladders: Ladders,
-}
-
-#[derive(Clone)]
-struct CurrentFlight {
-    number: u64,
-    outcome: watch::Receiver<Option<Outcome>>,
-    /// It lands by then, unless its runtime is not driven.
-    lands_by: Instant,
-}
-
-/// No flight before a given moment, and why.
-#[derive(Clone)]
-pub(crate) struct Grounding {
-    pub(crate) until: Instant,
-    pub(crate) error: AuthError,
-}
-
-/// Failed flights in a row, by what failed them.
-#[derive(Default)]
-struct Failures {
-    transient: u32,
-    rate_limited: u32,
-    terminal: u32,
 }
 
 /// What is stamped on a request.
@@ -118,14 +83,7 @@ impl TokenCache {
         Self {
             current: ArcSwapOption::empty(),
             evidence: Evidence::default(),
-            state: Mutex::new(State {
-                flight: None,
-                flights_begun: 0,
-                grounded: None,
-                failures: Failures::default(),
-                budget: Budget::new(budget),
-                ladders: Ladders::default(),
-            }),
+            state: Mutex::new(State::new(budget)),
             landed: Notify::new(),
             source,
             clock,
@@ -219,7 +177,7 @@ impl TokenCache {
         let Ok(runtime) = Handle::try_current() else { return };
         let now = Instant::now();
         let mut state = self.lock();
-        if state.flight(now).is_some() || state.is_grounded(now) {
+        if state.flight(now).is_some() || state.grounding(now).is_some() {
             return;
         }
         match state.ground_without_budget(now) {
@@ -317,9 +275,9 @@ impl TokenCache {
         {
             return Err(AuthError::CoolingDown { retry_at: RetryAt(until) });
         }
-        let grounded = state.grounded.clone().filter(|grounding| now < grounding.until);
-        if let Some(grounding) = grounded.filter(|_| !matches!(want, Want::Forced)) {
-            return Ok(Found::Grounded(grounding));
+        let grounding = state.grounding(now).filter(|_| !matches!(want, Want::Forced));
+        if let Some(grounding) = grounding {
+            return Ok(Found::Grounded(grounding.clone()));
         }
         if let Some((grounding, is_news)) = state.ground_without_budget(now) {
             drop(state);
@@ -347,11 +305,10 @@ impl TokenCache {
     /// Starts a flight as a task of its own, so that no caller's cancellation reaches it.
     fn fly(self: &Arc<Self>, mut state: MutexGuard<'_, State>, runtime: &Handle, reason: Reason) -> CurrentFlight {
         let lands_by = Instant::now() + self.limits.flight;
-        state.flights_begun += 1;
-        let number = state.flights_begun;
+        let number = state.number_of_next_flight();
         let (flight, outcome) = Flight::new(self, number, reason, lands_by);
         let current = CurrentFlight { number, outcome, lands_by };
-        state.flight = Some(current.clone());
+        state.begin_flight(current.clone());
         drop(state);
         // A runtime that is shutting down drops the flight at once; a dropped flight lands, which takes the lock.
         flight.spawn(runtime);
@@ -416,8 +373,7 @@ impl TokenCache {
         now: Instant,
         draw: f64,
     ) -> (Arc<Token>, bool) {
-        state.grounded = None;
-        state.failures = Failures::default();
+        state.forget_failures();
         let before = self.current.load();
         let same = before.as_ref().filter(|token| token.header() == issued.header);
         let (generation, unchanged_refreshes) = match same {
@@ -446,20 +402,13 @@ impl TokenCache {
     pub(crate) fn condition(&self) -> (bool, Option<Grounding>, u32) {
         let now = Instant::now();
         let mut state = self.lock();
-        let grounded = state.grounded.clone().filter(|grounding| now < grounding.until);
-        (state.flight(now).is_some(), grounded, state.budget.left_at(now))
+        let grounding = state.grounding(now).cloned();
+        (state.flight(now).is_some(), grounding, state.budget.left_at(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock leaves the state half-changed if it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl CurrentFlight {
-    /// Past this it does not count any more.
-    fn lost_at(&self) -> Instant {
-        self.lands_by + GRACE
     }
 }
 
@@ -469,92 +418,6 @@ impl Want {
             Self::Newer(rejected, _) if token.generation() <= rejected => Err(AuthError::SameToken),
             _ => Ok(token),
         }
-    }
-}
-
-impl Grounding {
-    /// Whether waiting for its end is of no use to a waiter who gives up at that moment. A terminal answer is not worth
-    /// waiting for: somebody has to mend the key.
-    fn outlasts(&self, give_up_at: Instant) -> bool {
-        self.until >= give_up_at || !self.error.is_retryable()
-    }
-
-    pub(crate) fn seconds_left(&self, now: Instant) -> u64 {
-        let left = self.until.saturating_duration_since(now);
-        left.as_secs() + u64::from(left.subsec_nanos() > 0)
-    }
-
-    fn trace_if(&self, is_news: bool) {
-        if is_news {
-            let seconds = self.seconds_left(Instant::now());
-            tracing::warn!(seconds, error = %Chain(&self.error), "grounded");
-        }
-    }
-}
-
-impl State {
-    /// The flight under way. One that is long past its end is lost with its runtime, and does not count any more.
-    fn flight(&mut self, now: Instant) -> Option<&CurrentFlight> {
-        if self.flight.as_ref().is_some_and(|flight| now >= flight.lost_at()) {
-            self.end_flight(now);
-        }
-        self.flight.as_ref()
-    }
-
-    fn is_current(&self, number: u64) -> bool {
-        self.flight.as_ref().is_some_and(|flight| flight.number == number)
-    }
-
-    fn end_flight(&mut self, now: Instant) {
-        self.flight = None;
-        self.budget.end(now);
-    }
-
-    fn is_grounded(&self, now: Instant) -> bool {
-        self.grounded.as_ref().is_some_and(|grounding| now < grounding.until)
-    }
-
-    fn ground_after(&mut self, failure: Failure, url: &Uri, now: Instant, draw: f64) -> Grounding {
-        let failures = &mut self.failures;
-        let wait = match &failure.kind {
-            FailureKind::Transient(_) => {
-                failures.transient += 1;
-                backoff::after_transient(failures.transient).max(failure.retry_after.unwrap_or_default())
-            }
-            FailureKind::RateLimited => {
-                failures.rate_limited += 1;
-                backoff::after_rate_limit(failures.rate_limited, failure.retry_after, draw)
-            }
-            FailureKind::Terminal { .. } => {
-                failures.terminal += 1;
-                backoff::after_terminal(failures.terminal)
-            }
-        };
-        // A wait that ends without room in the budget would only be followed by another one.
-        let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
-        let (url, retry_at) = (url.clone(), RetryAt(until));
-        let error = match failure.kind {
-            FailureKind::Transient(fault) => AuthError::Unavailable { url, cause: Arc::new(fault), retry_at },
-            FailureKind::RateLimited => AuthError::RateLimited { retry_at },
-            FailureKind::Terminal { status, code } => AuthError::Refused { url, status, code, retry_at },
-        };
-        let grounding = Grounding { until, error };
-        self.grounded = Some(grounding.clone());
-        grounding
-    }
-
-    /// The grounding there is without room in the budget, and whether it is a new one.
-    fn ground_without_budget(&mut self, now: Instant) -> Option<(Grounding, bool)> {
-        let until = self.budget.free_at(now)?;
-        let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
-        // One that lasts longer has the better reason, and a refusal has to be seen.
-        let better =
-            |grounded: &Grounding| now < grounded.until && (grounded.until >= until || !grounded.error.is_retryable());
-        let is_news = !self.grounded.as_ref().is_some_and(better);
-        if is_news {
-            self.grounded = Some(grounding.clone());
-        }
-        Some((grounding, is_news))
     }
 }
 

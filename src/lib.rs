@@ -1,9 +1,9 @@
 //! Tower middleware that gives every request to APSIS One a valid bearer token.
 //!
 //! [`ApsisAuthLayer`] wraps any `tower::Service<http::Request<B>>`. The layer trades the client credentials for an access
-//! token, keeps it, renews it, and replays a request whose token the API rejected. It is built
-//! [from the environment](ApsisAuthLayer::from_env) or by a [builder](ApsisAuthLayer::builder); its
-//! [handle](ApsisAuthLayer::handle) gives the token to requests that are sent another way, and its state to health endpoints.
+//! token, keeps it, renews it, and replays a request whose token the API rejected. It is built by a
+//! [builder](ApsisAuthLayer::builder), or from the environment by `from_env`; its [handle](ApsisAuthLayer::handle) gives
+//! the token to requests that are sent another way, and its state to health endpoints.
 //!
 //! ```
 //! # #[cfg(feature = "emulator")]
@@ -129,7 +129,8 @@
 //! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
 //! | `rejection.rs` | is this response the token's fault? |
 //! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
-//! | `cache.rs` | the current token, who may start a flight, grounding; the only file of the core that locks |
+//! | `cache.rs` | the current token, who waits for what, and who starts a flight; the only file of the core that locks |
+//! | `state.rs` | what the cache keeps under its lock: the flight under way, the grounding |
 //! | `flight.rs` | the attempts of a flight and its landing |
 //! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
 //! | `endpoint.rs` | the token request and what each answer means |
@@ -166,6 +167,7 @@ mod origin;
 mod rejection;
 mod replay;
 mod service;
+mod state;
 mod token;
 
 #[cfg(feature = "client")]
