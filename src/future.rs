@@ -99,7 +99,7 @@ struct Unsent<S, B> {
 /// What is kept of a request that was sent.
 struct Sent<S, B: ReplayableBody> {
     inner: S,
-    /// None of a replay: it is not sent a third time.
+    /// `None` of what is not to be sent again.
     copy: Option<Copied<B>>,
     generation: u64,
     replays: Option<Rejection>,
@@ -123,9 +123,9 @@ where
     /// Sends by the service that is `ready`; `inner` is for the replay.
     pub(crate) fn send(ready: &mut S, inner: S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
         let (generation, patience) = (stamp.generation, shared.cache.limits.max_wait);
-        let state = match keep_and_stamp(request, stamp) {
+        let state = match keep_and_stamp(request, stamp, shared.replay_limit) {
             Ok((request, copy)) => {
-                let sent = Sent { inner, copy: Some(copy), generation, replays: None, patience };
+                let sent = Sent { inner, copy, generation, replays: None, patience };
                 State::Sending { answer: ready.call(request), sent: Some(sent) }
             }
             Err(error) => State::Failed { error: Some(error) },
@@ -225,10 +225,11 @@ where
         if replays.is_some() {
             tracing::debug!(generation, "replay");
         }
-        match keep_and_stamp(request, stamp) {
+        // A replay is not sent a third time.
+        let limit = shared.replay_limit.filter(|_| replays.is_none());
+        match keep_and_stamp(request, stamp, limit) {
             Ok((request, copy)) => {
                 let answer = inner.call(request);
-                let copy = replays.is_none().then_some(copy);
                 State::Sending { answer, sent: Some(Sent { inner, copy, generation, replays, patience }) }
             }
             Err(error) => State::Failed { error: Some(error) },
@@ -289,13 +290,22 @@ where
 
 type Copied<B> = (request::Parts, <B as ReplayableBody>::Kept);
 
-/// Keeps what is needed to send the request again, and adds the token in place of any other `authorization`.
-fn keep_and_stamp<B: ReplayableBody>(request: Request<B>, stamp: Stamp) -> Result<(Request<B>, Copied<B>), AuthError> {
-    let (mut head, body) = request.into_parts();
-    let (body, kept) = body.keep();
-    let copy = head.clone();
+/// Adds the token in place of any other `authorization`, and keeps what is needed to send the request again: the head and,
+/// up to the limit, the body. Nothing without a limit.
+fn keep_and_stamp<B: ReplayableBody>(
+    request: Request<B>,
+    stamp: Stamp,
+    limit: Option<usize>,
+) -> Result<(Request<B>, Option<Copied<B>>), AuthError> {
+    let (mut head, mut body) = request.into_parts();
+    let mut copy = None;
+    if let Some(limit) = limit {
+        let (sent, kept) = body.keep(limit);
+        body = sent;
+        copy = Some((head.clone(), kept));
+    }
     head.headers.try_insert(AUTHORIZATION, stamp.header).map_err(|_| AuthError::TooManyHeaders)?;
-    Ok((Request::from_parts(head, body), (copy, kept)))
+    Ok((Request::from_parts(head, body), copy))
 }
 
 fn marked<ResBody>(mut response: Response<ResBody>, outcome: AuthOutcome) -> Response<ResBody> {

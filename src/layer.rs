@@ -1,7 +1,7 @@
 //! [`ApsisAuthLayer`] and its builder.
 
 use std::{
-    fmt,
+    fmt, iter,
     num::NonZeroU32,
     sync::{
         Arc,
@@ -29,6 +29,9 @@ const ATTEMPTS_PER_MINUTE: u32 = 4;
 const MAX_WAIT: Duration = Duration::from_secs(30);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// APSIS One takes bodies of 100 kB (developer.apsis.com/reference/limits).
+const REPLAY_LIMIT: usize = 128 * 1024;
 
 /// No limit on time makes sense beyond this, and none is computed with that overflows.
 const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
@@ -62,12 +65,19 @@ pub struct ApsisAuthLayer {
 /// What all services of a layer share.
 pub(crate) struct Shared {
     pub(crate) cache: Arc<TokenCache>,
-    pub(crate) origin: Origin,
+    pub(crate) origins: Vec<Origin>,
+    /// How much is kept of a body; `None` where nothing is replayed.
+    pub(crate) replay_limit: Option<usize>,
     rule: Option<Rule>,
     out_of_scope_was_told: AtomicBool,
 }
 
 impl Shared {
+    /// Whether the request may carry the token.
+    pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
+        self.origins.iter().any(|origin| origin.covers(request))
+    }
+
     /// Says that a request goes to another origin and so without a token. Loud the first time: it may be a mistake in a
     /// URL, which would look like a token that is rejected.
     pub(crate) fn trace_out_of_scope<B>(&self, request: &Request<B>) {
@@ -115,6 +125,8 @@ impl ApsisAuthLayer {
             transport: None,
             limits: Limits { max_wait: MAX_WAIT, attempt: ATTEMPT_TIMEOUT, flight: FLIGHT_TIMEOUT },
             attempts_per_minute: ATTEMPTS_PER_MINUTE,
+            further: Vec::new(),
+            replay_limit: Some(REPLAY_LIMIT),
             rule: None,
             clock: Clock::default(),
         }
@@ -160,6 +172,8 @@ pub struct ApsisAuthBuilder {
     transport: Option<endpoint::Transport>,
     limits: Limits,
     attempts_per_minute: u32,
+    further: Vec<BaseUrl>,
+    replay_limit: Option<usize>,
     rule: Option<Rule>,
     clock: Clock,
 }
@@ -227,6 +241,36 @@ impl ApsisAuthBuilder {
         self
     }
 
+    /// One more origin whose requests get the token: another name of the API, or a gateway in front of it.
+    ///
+    /// Can be called several times. The token request goes to the base URL all the same. Each is checked as the base URL
+    /// is; whatever its path, it stands for its origin.
+    ///
+    /// Default: none, so the base URL's origin alone is in scope.
+    pub fn further_origin(mut self, url: impl Into<BaseUrl>) -> Self {
+        self.further.push(url.into());
+        self
+    }
+
+    /// How many bytes of a streaming body are kept for a replay. A request whose body is larger is not replayed.
+    ///
+    /// Bodies that share their memory with a clone are kept whatever their size; see
+    /// [`ReplayableBody`](crate::ReplayableBody).
+    ///
+    /// Default: 128 KiB. APSIS One takes 100 kB.
+    pub fn replay_limit(mut self, bytes: usize) -> Self {
+        self.replay_limit = Some(bytes);
+        self
+    }
+
+    /// Keeps nothing of requests and replays none. A rejection is returned, and the token renewed for the next request.
+    ///
+    /// Default: rejected requests are replayed.
+    pub fn without_replay(mut self) -> Self {
+        self.replay_limit = None;
+        self
+    }
+
     /// Decides which responses are the token's fault, by their status and headers.
     ///
     /// Asked for each response to a request that carried the token; not for those out of scope.
@@ -264,6 +308,8 @@ impl ApsisAuthBuilder {
     /// [`BuildError::NoTransport`] without the feature `client`, [`BuildError::RootCertificates`] with it.
     pub fn build(self) -> Result<ApsisAuthLayer, BuildError> {
         let (origin, url) = self.base.resolve()?;
+        let further = self.further.iter().map(|base| Ok(base.resolve()?.0));
+        let further = further.collect::<Result<Vec<_>, BuildError>>()?;
         let budget = NonZeroU32::new(self.attempts_per_minute).ok_or(BuildError::ZeroBudget)?;
         check("max_wait", self.limits.max_wait)?;
         check("attempt_timeout", self.limits.attempt)?;
@@ -274,7 +320,9 @@ impl ApsisAuthBuilder {
         };
         let source = TokenEndpoint::new(transport, url, self.credentials);
         let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget));
-        let shared = Shared { cache, origin, rule: self.rule, out_of_scope_was_told: AtomicBool::new(false) };
+        let origins = iter::once(origin).chain(further).collect();
+        let (replay_limit, out_of_scope_was_told) = (self.replay_limit, AtomicBool::new(false));
+        let shared = Shared { cache, origins, replay_limit, rule: self.rule, out_of_scope_was_told };
         Ok(ApsisAuthLayer { shared: Arc::new(shared) })
     }
 }
@@ -300,7 +348,7 @@ fn default_transport(_: &Origin) -> Result<endpoint::Transport, BuildError> {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("origin", &self.origin).field("cache", &self.cache).finish_non_exhaustive()
+        f.debug_struct("Shared").field("origins", &self.origins).field("cache", &self.cache).finish_non_exhaustive()
     }
 }
 

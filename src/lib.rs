@@ -166,6 +166,7 @@ mod layer;
 mod origin;
 mod rejection;
 mod replay;
+mod replay_body;
 mod service;
 mod state;
 mod token;
@@ -181,6 +182,7 @@ pub use layer::{ApsisAuthBuilder, ApsisAuthLayer};
 pub use origin::BaseUrl;
 pub use rejection::{Rejection, default_rejection_rule};
 pub use replay::ReplayableBody;
+pub use replay_body::{Once, ReplayBody};
 pub use service::ApsisAuth;
 pub use token::AccessToken;
 

@@ -1,39 +1,50 @@
 //! What is kept of a request body so that the request can be sent again.
+//!
+//! ```
+//! use apsis_auth::ReplayableBody;
+//! use http_body_util::Full;
+//!
+//! let body = Full::new(bytes::Bytes::from("profile"));
+//! let (sent, kept) = body.keep(128 * 1024);
+//! drop(sent);
+//! assert!(Full::restore(kept).is_some());
+//! ```
 
 use bytes::{Buf, Bytes};
-use http_body_util::{Empty, Full};
+use http_body_util::{
+    Empty, Full,
+    combinators::{BoxBody, UnsyncBoxBody},
+};
+
+use crate::replay_body::{KeptBody, ReplayBody};
 
 /// A request body of which enough can be kept to send it a second time.
 ///
-/// Implemented for bodies that can be cloned: [`Full`], [`Empty`], [`String`], [`Bytes`] and `()`. A clone of `Full`
-/// and `Bytes` shares the memory; that of a `String` is a copy.
+/// | body | what is kept |
+/// | --- | --- |
+/// | [`Full`], [`Bytes`], [`Empty`], `()` | a clone, which shares the memory |
+/// | [`String`] | a copy, if it is within the limit |
+/// | [`BoxBody`], [`UnsyncBoxBody`] | what streams through, up to the limit |
+/// | `axum::body::Body` (feature `axum`), `reqwest::Body` (feature `reqwest`) | the same; a reqwest body that is in memory: a clone |
+/// | any other | [`ReplayBody`] keeps what streams through; [`Once`](crate::Once) nothing |
 ///
-/// A body type of one's own implements it in two lines if it is `Clone`:
+/// The same type goes in and comes out, so a client needs no change for a body of the first four rows. For the last, put
+/// the wrapper on above the layer, with tower-http's `map_request_body(ReplayBody::new)`.
 ///
-/// ```
-/// use apsis_auth::ReplayableBody;
-///
-/// #[derive(Clone)]
-/// struct Json(bytes::Bytes);
-///
-/// impl ReplayableBody for Json {
-///     type Kept = Self;
-///
-///     fn keep(self) -> (Self, Self) {
-///         (self.clone(), self)
-///     }
-///
-///     fn restore(kept: Self) -> Option<Self> {
-///         Some(kept)
-///     }
-/// }
-/// ```
+/// The limit is that of the builder's [`replay_limit`](crate::ApsisAuthBuilder::replay_limit).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is a body that the layer cannot send a second time as it is",
+    label = "no `ReplayableBody`",
+    note = "wrap it above the layer: `.map_request_body(apsis_auth::ReplayBody::new)` keeps what streams through it, \
+            `.map_request_body(apsis_auth::Once::new)` sends it once and never again (tower-http's `ServiceBuilderExt`)",
+    note = "for axum's and reqwest's body there are the features `axum` and `reqwest`"
+)]
 pub trait ReplayableBody: Sized {
     /// What is kept while the body is on its way.
     type Kept;
 
-    /// Gives the body back together with what is kept of it.
-    fn keep(self) -> (Self, Self::Kept);
+    /// Gives the body back together with what is kept of it, at most `limit` bytes.
+    fn keep(self, limit: usize) -> (Self, Self::Kept);
 
     /// The body as it was when it was kept, or `None` if it cannot be had again; then the request is not replayed.
     ///
@@ -46,7 +57,7 @@ macro_rules! by_clone {
         impl<$($generics)*> ReplayableBody for $body {
             type Kept = Self;
 
-            fn keep(self) -> (Self, Self) {
+            fn keep(self, _: usize) -> (Self, Self) {
                 (self.clone(), self)
             }
 
@@ -57,16 +68,96 @@ macro_rules! by_clone {
     )+};
 }
 
-by_clone!([] (), [] Bytes, [] String, [D: Buf + Clone] Full<D>);
+by_clone!([] (), [] Bytes, [D: Buf + Clone] Full<D>);
+
+impl ReplayableBody for String {
+    type Kept = Option<Self>;
+
+    fn keep(self, limit: usize) -> (Self, Option<Self>) {
+        let kept = (self.len() <= limit).then(|| self.clone());
+        (self, kept)
+    }
+
+    fn restore(kept: Option<Self>) -> Option<Self> {
+        kept
+    }
+}
 
 impl<D> ReplayableBody for Empty<D> {
     type Kept = ();
 
-    fn keep(self) -> (Self, ()) {
+    fn keep(self, _: usize) -> (Self, ()) {
         (self, ())
     }
 
     fn restore((): ()) -> Option<Self> {
         Some(Self::new())
+    }
+}
+
+macro_rules! by_recording {
+    ($([$($generics:tt)*] $body:ty, $data:ty),+ $(,)?) => {$(
+        impl<$($generics)*> ReplayableBody for $body {
+            type Kept = KeptBody<$data>;
+
+            fn keep(self, limit: usize) -> (Self, Self::Kept) {
+                let (body, kept) = ReplayBody::new(self).keep(limit);
+                (Self::new(body), kept)
+            }
+
+            fn restore(kept: Self::Kept) -> Option<Self> {
+                ReplayBody::<Self>::restore(kept).map(Self::new)
+            }
+        }
+    )+};
+}
+
+by_recording!(
+    [D: Buf + Clone + Send + Sync + 'static, E: 'static] BoxBody<D, E>, D,
+    [D: Buf + Clone + Send + Sync + 'static, E: 'static] UnsyncBoxBody<D, E>, D,
+);
+
+#[cfg(feature = "axum")]
+by_recording!([] axum_core::body::Body, Bytes);
+
+#[cfg(feature = "reqwest")]
+impl ReplayableBody for reqwest::Body {
+    type Kept = Result<Bytes, KeptBody<Bytes>>;
+
+    /// A body that is in memory stays one, which reqwest itself may send again when a connection fails.
+    fn keep(self, limit: usize) -> (Self, Self::Kept) {
+        match in_memory(self) {
+            Ok(bytes) => (Self::from(bytes.clone()), Ok(bytes)),
+            Err(body) => {
+                let (body, kept) = ReplayBody::new(body).keep(limit);
+                (Self::wrap(body), Err(kept))
+            }
+        }
+    }
+
+    fn restore(kept: Self::Kept) -> Option<Self> {
+        match kept {
+            Ok(bytes) => Some(bytes.into()),
+            Err(kept) => ReplayBody::<Self>::restore(kept).map(Self::wrap),
+        }
+    }
+}
+
+/// The bytes of a body that is in memory, shared and not copied: its only frame, which is there at once.
+#[cfg(feature = "reqwest")]
+fn in_memory(mut body: reqwest::Body) -> Result<Bytes, reqwest::Body> {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll, Waker},
+    };
+
+    use http_body::Body;
+
+    if body.as_bytes().is_none() {
+        return Err(body);
+    }
+    match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Ok(frame))) => Ok(frame.into_data().unwrap_or_default()),
+        _ => Ok(Bytes::new()),
     }
 }

@@ -67,7 +67,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        if !shared.origin.covers(&request) {
+        if !shared.covers(&request) {
             shared.trace_out_of_scope(&request);
             return ResponseFuture::out_of_scope(self.inner.call(request), shared);
         }

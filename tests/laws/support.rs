@@ -218,7 +218,7 @@ pub(crate) struct Once(Full<Bytes>);
 impl ReplayableBody for Once {
     type Kept = ();
 
-    fn keep(self) -> (Self, ()) {
+    fn keep(self, _: usize) -> (Self, ()) {
         (self, ())
     }
 

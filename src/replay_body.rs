@@ -1,0 +1,331 @@
+//! Bodies that stream: [`ReplayBody`] keeps what passes through it, [`Once`] keeps nothing.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    vec,
+};
+
+use bytes::Buf;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use crate::ReplayableBody;
+
+pin_project! {
+    /// A body that keeps what streams through it, up to the layer's limit, so that it can be sent a second time.
+    ///
+    /// Nothing is copied and nothing waits: frames pass as they come, and a clone of each is kept. What is kept can be
+    /// sent again once the body was sent to its end within the limit. It is sent as it was: the same frames, the same
+    /// trailers, the same size hint.
+    ///
+    /// For a body type of one's own, put it on above the layer:
+    ///
+    /// ```
+    /// use apsis_auth::{ApsisAuthLayer, ReplayBody};
+    /// use tower::ServiceBuilder;
+    /// use tower_http::ServiceBuilderExt;
+    ///
+    /// # fn build<S: Clone, MyBody: http_body::Body>(auth: ApsisAuthLayer, client: S) {
+    /// let client = ServiceBuilder::new().map_request_body(ReplayBody::<MyBody>::new).layer(auth).service(client);
+    /// # }
+    /// ```
+    pub struct ReplayBody<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        source: Source<B>,
+    }
+}
+
+pin_project! {
+    #[project = SourceProjection]
+    enum Source<B>
+    where
+        B: Body,
+    {
+        First {
+            #[pin]
+            recorded: Recorded<B>,
+        },
+        Again {
+            frames: vec::IntoIter<B::Data>,
+            trailers: Option<HeaderMap>,
+            size_hint: SizeHint,
+            is_end_stream: bool,
+        },
+    }
+}
+
+pin_project! {
+    struct Recorded<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        body: B,
+        recorder: Option<Recorder<B::Data>>,
+    }
+
+    impl<B> PinnedDrop for Recorded<B>
+    where
+        B: Body,
+    {
+        /// A sender that knows the length may stop there, without asking whether there is more.
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(recorder) = this.project().recorder.take() {
+                recorder.stop();
+            }
+        }
+    }
+}
+
+impl<B: Body> ReplayBody<B> {
+    /// Wraps a body. Without the layer it is sent as it is, and nothing is kept.
+    pub fn new(body: B) -> Self {
+        Self { source: Source::First { recorded: Recorded { body, recorder: None } } }
+    }
+}
+
+impl<B> Body for ReplayBody<B>
+where
+    B: Body,
+    B::Data: Clone,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        match self.project().source.project() {
+            SourceProjection::First { recorded } => recorded.poll_frame(cx),
+            SourceProjection::Again { frames, trailers, size_hint, is_end_stream } => {
+                let next = frames.next();
+                if let Some(data) = &next {
+                    shrink(size_hint, data.remaining());
+                }
+                let next = next.map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
+                *is_end_stream = frames.len() == 0 && trailers.is_none();
+                Poll::Ready(next.map(Ok))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::First { recorded } => recorded.body.is_end_stream(),
+            Source::Again { is_end_stream, .. } => *is_end_stream,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::First { recorded } => recorded.body.size_hint(),
+            Source::Again { size_hint, .. } => *size_hint,
+        }
+    }
+}
+
+type NextFrame<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
+
+impl<B> Recorded<B>
+where
+    B: Body,
+    B::Data: Clone,
+{
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame<B> {
+        let mut this = self.project();
+        let next = ready!(this.body.as_mut().poll_frame(cx));
+        // What fails or outgrows the limit loses its recorder, and with it what was kept.
+        *this.recorder = match (this.recorder.take(), &next) {
+            (Some(recorder), Some(Ok(frame))) => recorder.keep(frame),
+            (Some(recorder), None) => recorder.finish(),
+            _ => None,
+        };
+        if this.body.is_end_stream() {
+            *this.recorder = this.recorder.take().and_then(Recorder::finish);
+        }
+        Poll::Ready(next)
+    }
+}
+
+impl<B> ReplayableBody for ReplayBody<B>
+where
+    B: Body,
+    B::Data: Clone,
+{
+    type Kept = KeptBody<B::Data>;
+
+    fn keep(mut self, limit: usize) -> (Self, Self::Kept) {
+        let kept = KeptBody::default();
+        if let Source::First { recorded } = &mut self.source {
+            recorded.recorder = Recorder::start(&recorded.body, limit, kept.clone());
+        }
+        (self, kept)
+    }
+
+    fn restore(kept: Self::Kept) -> Option<Self> {
+        let tape = kept.0.get()?.clone();
+        Some(Self {
+            source: Source::Again {
+                frames: tape.frames.into_iter(),
+                trailers: tape.trailers,
+                size_hint: tape.size_hint,
+                is_end_stream: tape.was_end_stream,
+            },
+        })
+    }
+}
+
+/// What is kept of a [`ReplayBody`]: nothing until it was sent to its end.
+pub struct KeptBody<D>(Arc<OnceLock<Tape<D>>>);
+
+#[derive(Clone)]
+struct Tape<D> {
+    frames: Vec<D>,
+    trailers: Option<HeaderMap>,
+    /// What the body said before its first frame, so that the replay is framed in the same way on the wire.
+    size_hint: SizeHint,
+    was_end_stream: bool,
+}
+
+/// Keeps the frames while they pass, and hands them over at the end. Until then they are its own: no lock.
+struct Recorder<D> {
+    tape: Tape<D>,
+    /// How much more may be kept.
+    room: usize,
+    /// How much more there is, if the body said so.
+    left: Option<u64>,
+    kept: KeptBody<D>,
+}
+
+impl<D: Buf + Clone> Recorder<D> {
+    fn start<B: Body<Data = D>>(body: &B, limit: usize, kept: KeptBody<D>) -> Option<Self> {
+        let size_hint = body.size_hint();
+        let left = size_hint.exact();
+        let was_end_stream = body.is_end_stream();
+        let tape = Tape { frames: Vec::new(), trailers: None, size_hint, was_end_stream };
+        let recorder = Self { tape, room: limit, left, kept };
+        if was_end_stream { recorder.finish() } else { Some(recorder) }
+    }
+
+    /// Keeps a clone of the frame, or ends the recording if there is no room for it.
+    fn keep(mut self, frame: &Frame<D>) -> Option<Self> {
+        if let Some(data) = frame.data_ref() {
+            let length = data.remaining();
+            // A frame costs memory however small it is.
+            self.room = self.room.checked_sub(length.max(size_of::<D>()))?;
+            self.left = self.left.map(|left| left.saturating_sub(length as u64));
+            self.tape.frames.push(data.clone());
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.tape.trailers = Some(trailers.clone());
+        }
+        Some(self)
+    }
+}
+
+impl<D> Recorder<D> {
+    /// The body was sent to its end: now it can be had again.
+    fn finish(self) -> Option<Self> {
+        // It is set once: a recorder is gone when it has finished.
+        let _ = self.kept.0.set(self.tape);
+        None
+    }
+
+    /// The body is dropped. It was sent to its end if everything it had announced has passed.
+    fn stop(self) {
+        if self.left == Some(0) {
+            self.finish();
+        }
+    }
+}
+
+impl<D> Clone for KeptBody<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<D> Default for KeptBody<D> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+fn shrink(size_hint: &mut SizeHint, by: usize) {
+    let by = by as u64;
+    let upper = size_hint.upper().map(|upper| upper.saturating_sub(by));
+    let mut left = SizeHint::new();
+    left.set_lower(size_hint.lower().saturating_sub(by));
+    if let Some(upper) = upper {
+        left.set_upper(upper);
+    }
+    *size_hint = left;
+}
+
+pin_project! {
+    /// A body that is sent once and never again: a request that carries it is not replayed.
+    ///
+    /// If the API rejects the token of such a request, the rejection is returned and the token renewed for the next one.
+    pub struct Once<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> Once<B> {
+    /// Wraps a body.
+    pub fn new(body: B) -> Self {
+        Self { body }
+    }
+}
+
+impl<B: Body> Body for Once<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> ReplayableBody for Once<B> {
+    type Kept = ();
+
+    fn keep(self, _: usize) -> (Self, ()) {
+        (self, ())
+    }
+
+    fn restore((): ()) -> Option<Self> {
+        None
+    }
+}
+
+impl<B: Body> fmt::Debug for ReplayBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody").finish_non_exhaustive()
+    }
+}
+
+impl<B> fmt::Debug for Once<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Once").finish_non_exhaustive()
+    }
+}
+
+impl<D> fmt::Debug for KeptBody<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptBody").finish_non_exhaustive()
+    }
+}
