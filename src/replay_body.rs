@@ -75,10 +75,14 @@ pin_project! {
     where
         B: Body,
     {
-        /// A sender that knows the length may stop there, without asking whether there is more.
+        /// A sender that knows the length may stop there, without asking whether there is more; and so may one that was
+        /// told of the end only after the last frame.
         fn drop(this: Pin<&mut Self>) {
-            if let Some(recorder) = this.project().recorder.take() {
-                recorder.stop();
+            let this = this.project();
+            if let Some(recorder) = this.recorder.take()
+                && (recorder.left == Some(0) || this.body.is_end_stream())
+            {
+                recorder.finish();
             }
         }
     }
@@ -233,13 +237,6 @@ impl<D> Recorder<D> {
         // It is set once: a recorder is gone when it has finished.
         let _ = self.kept.0.set(self.tape);
         None
-    }
-
-    /// The body is dropped. It was sent to its end if everything it had announced has passed.
-    fn stop(self) {
-        if self.left == Some(0) {
-            self.finish();
-        }
     }
 }
 
