@@ -216,8 +216,11 @@ impl<D: Buf + Clone> Recorder<D> {
         if was_end_stream { recorder.finish() } else { Some(recorder) }
     }
 
-    /// Keeps a clone of the frame, or ends the recording if there is no room for it.
+    /// Keeps a clone of the frame, or ends the recording if there is no room for it, or no place after trailers.
     fn keep(mut self, frame: &Frame<D>) -> Option<Self> {
+        if self.tape.trailers.is_some() {
+            return None;
+        }
         if let Some(data) = frame.data_ref() {
             let length = data.remaining();
             // A frame costs memory however small it is.
