@@ -42,7 +42,7 @@
 //! 4. The layer, with all its clones, keeps to its budget of token requests a minute, whatever the API, the token
 //!    endpoint, the clock or the caller does. Build one per account and process.
 //! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
-//!    host, port) of the base URL; `CONNECT` never is.
+//!    host, port) of the base URL, and those that the builder is given besides; `CONNECT` never is.
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
 //! 7. Nothing is lost: what cannot be renewed or replayed comes back as the API said it, body and all.
 //!
@@ -65,6 +65,7 @@
 //! | longest wait of a request for a token | 30 s |
 //! | one attempt, from connect to the last byte | 15 s (in the default transport 5 s for a TCP connection) |
 //! | one flight | 30 s |
+//! | kept of a streaming body for a replay | at most 128 KiB |
 //! | size of the token endpoint's answer | at most 64 KiB |
 //! | refresh is due | at a draw between 75 and 90 % of the lifetime, once per token |
 //! | margin | the smaller of 60 s and a tenth of the lifetime |
@@ -127,6 +128,7 @@
 //! | `service.rs` | [`ApsisAuth`]: stamp a request or wait |
 //! | `future.rs` | [`ResponseFuture`]: wait, send, renew, replay |
 //! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
+//! | `replay_body.rs` | [`ReplayBody`] and [`Once`]: bodies that stream |
 //! | `rejection.rs` | is this response the token's fault? |
 //! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
 //! | `cache.rs` | the current token, who waits for what, and who starts a flight; the only file of the core that locks |
