@@ -11,3 +11,4 @@ mod support;
 mod token_endpoint;
 mod types;
 mod valid_token;
+mod wiped;

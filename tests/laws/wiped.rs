@@ -1,7 +1,6 @@
 //! Law 33: dropping the last handle wipes the memory of the secret and the token that the crate owns.
 //!
-//! In a binary of its own, for it needs an allocator that looks at each block that is given back.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+//! The allocator of these tests looks at each block that is given back, on the threads that ask it to.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -93,7 +92,7 @@ fn credentials_from_the_environment_are_wiped() {
     for (variable, value) in [("APSIS_CLIENT_SECRET", SECRET), ("APSIS_CLIENT_SECRET_FILE", file)] {
         // A process of its own: to change the environment of this one is unsound while other tests read theirs.
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "in_an_environment_with_credentials"])
+            .args(["--exact", "wiped::in_an_environment_with_credentials"])
             .env_clear()
             .env(CHILD, "1")
             .env("APSIS_CLIENT_ID", "id")
