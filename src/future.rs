@@ -249,7 +249,7 @@ where
     {
         let (cache, generation) = (&shared.cache, self.generation);
         let status = answer.status();
-        let rejection = shared.rejection(status, answer.headers());
+        let rejection = shared.rule.judge(status, answer.headers());
         // Of the answers that are no rejections, only a success proves that the token was looked at.
         if rejection.is_none() && status.is_success() {
             cache.accepted(generation);

@@ -1,40 +1,20 @@
-//! [`ApsisAuthLayer`] and its builder.
+//! [`ApsisAuthLayer`], and what all its services share.
 
 use std::{
-    fmt, iter,
-    num::NonZeroU32,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::Body;
-use http_body_util::Full;
-use tower::{BoxError, Layer, Service};
+use http::Request;
+use tower::Layer;
 
 use crate::{
-    ApsisAuth, BaseUrl, BuildError, ClientCredentials, Rejection, TokenHandle,
-    cache::{Limits, TokenCache},
-    clock::Clock,
-    default_rejection_rule,
-    endpoint::{self, TokenEndpoint},
-    origin::Origin,
+    ApsisAuth, ApsisAuthBuilder, BaseUrl, ClientCredentials, TokenHandle, cache::TokenCache, origin::Origin,
+    rejection::Rule,
 };
-
-const ATTEMPTS_PER_MINUTE: u32 = 4;
-const MAX_WAIT: Duration = Duration::from_secs(30);
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-const FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// APSIS One takes bodies of 100 kB (developer.apsis.com/reference/limits).
-const REPLAY_LIMIT: usize = 128 * 1024;
-
-/// No limit on time makes sense beyond this, and none is computed with that overflows.
-const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Gives every request to APSIS One a valid bearer token.
 ///
@@ -59,20 +39,24 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(3600);
 /// See the [crate's documentation](crate) for what it promises.
 #[derive(Clone, Debug)]
 pub struct ApsisAuthLayer {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
 }
 
 /// What all services of a layer share.
 pub(crate) struct Shared {
     pub(crate) cache: Arc<TokenCache>,
-    pub(crate) origins: Vec<Origin>,
+    origins: Vec<Origin>,
     /// How much is kept of a body; `None` where nothing is replayed.
     pub(crate) replay_limit: Option<usize>,
-    rule: Option<Rule>,
+    pub(crate) rule: Rule,
     out_of_scope_was_told: AtomicBool,
 }
 
 impl Shared {
+    pub(crate) fn new(cache: Arc<TokenCache>, origins: Vec<Origin>, replay_limit: Option<usize>, rule: Rule) -> Self {
+        Self { cache, origins, replay_limit, rule, out_of_scope_was_told: AtomicBool::new(false) }
+    }
+
     /// Whether the request may carry the token.
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
         self.origins.iter().any(|origin| origin.covers(request))
@@ -89,47 +73,28 @@ impl Shared {
             tracing::warn!(scheme, host, port, %base, "out of scope: sent without a token");
         }
     }
-
-    /// Whether this response is the token's fault.
-    pub(crate) fn rejection(&self, status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
-        match &self.rule {
-            None => default_rejection_rule(status, headers),
-            Some(Rule(rule)) => rule(status, headers),
-        }
-    }
 }
 
-type RuleFn = dyn Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync;
-
-#[derive(Clone)]
-struct Rule(Arc<RuleFn>);
-
 impl ApsisAuthLayer {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+
     /// A layer with every default, from the environment: `APSIS_CLIENT_ID`, `APSIS_CLIENT_SECRET` (or files; see
     /// [`ClientCredentials::from_env`]) and `APSIS_REGION`.
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] that names the variable that is missing or wrong.
+    /// A [`BuildError`](crate::BuildError) that names the variable that is missing or wrong.
     #[cfg(feature = "client")]
     #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
-    pub fn from_env() -> Result<Self, BuildError> {
+    pub fn from_env() -> Result<Self, crate::BuildError> {
         Self::builder(ClientCredentials::from_env()?, crate::Region::from_env()?).build()
     }
 
     /// A layer for the account of these credentials, at a [`Region`](crate::Region) or a [base URL](BaseUrl).
     pub fn builder(credentials: ClientCredentials, base: impl Into<BaseUrl>) -> ApsisAuthBuilder {
-        ApsisAuthBuilder {
-            credentials,
-            base: base.into(),
-            transport: None,
-            limits: Limits { max_wait: MAX_WAIT, attempt: ATTEMPT_TIMEOUT, flight: FLIGHT_TIMEOUT },
-            attempts_per_minute: ATTEMPTS_PER_MINUTE,
-            further: Vec::new(),
-            replay_limit: Some(REPLAY_LIMIT),
-            rule: None,
-            clock: Clock::default(),
-        }
+        ApsisAuthBuilder::new(credentials, base.into())
     }
 
     /// A handle on the layer's token, for health endpoints and for requests that are sent without the layer.
@@ -148,215 +113,8 @@ impl<S: Clone> Layer<S> for ApsisAuthLayer {
     }
 }
 
-/// Sets up an [`ApsisAuthLayer`]. Credentials and a region suffice.
-///
-/// ```no_run
-/// use std::time::Duration;
-///
-/// use apsis_auth::{ApsisAuthLayer, ClientCredentials};
-///
-/// # fn build() -> Result<(), apsis_auth::BuildError> {
-/// let credentials = ClientCredentials::from_env()?;
-/// let auth = ApsisAuthLayer::builder(credentials, "https://gateway.example/apsis")
-///     .token_requests_per_minute(2)
-///     .max_wait(Duration::from_secs(10))
-///     .build()?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug)]
-#[must_use = "it builds nothing until `build` is called"]
-pub struct ApsisAuthBuilder {
-    credentials: ClientCredentials,
-    base: BaseUrl,
-    transport: Option<endpoint::Transport>,
-    limits: Limits,
-    attempts_per_minute: u32,
-    further: Vec<BaseUrl>,
-    replay_limit: Option<usize>,
-    rule: Option<Rule>,
-    clock: Clock,
-}
-
-impl ApsisAuthBuilder {
-    /// The service that sends token requests, instead of the default HTTPS transport.
-    ///
-    /// It is not the service that the layer wraps: a full one can then not block a refresh. It must not follow
-    /// redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`. Nor must it
-    /// log the requests' bodies, which hold the secret. It needs no time limit of its own.
-    ///
-    /// Default: HTTP/1.1 over hyper and rustls, the platform's root certificates, 5 s for a TCP connection (feature
-    /// `client`).
-    pub fn transport<T, B>(mut self, service: T) -> Self
-    where
-        T: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        T::Error: Into<BoxError>,
-        T::Future: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
-        self.transport = Some(endpoint::transport(service));
-        self
-    }
-
-    /// How many token requests the layer, with all its clones, makes in any 60 seconds, whatever happens.
-    ///
-    /// APSIS One allows an account 10 a minute, over all its integrations and processes. Zero is an error.
-    ///
-    /// Default: 4.
-    pub fn token_requests_per_minute(mut self, requests: u32) -> Self {
-        self.attempts_per_minute = requests;
-        self
-    }
-
-    /// The longest a request waits for a token; then it fails with [`AuthError::TimedOut`](crate::AuthError::TimedOut).
-    ///
-    /// More than zero, at most an hour. A request never waits while a valid token is at hand. A time limit above the layer
-    /// should be longer, or a token that cannot be had looks like an API that does not answer.
-    ///
-    /// Default: 30 seconds.
-    pub fn max_wait(mut self, wait: Duration) -> Self {
-        self.limits.max_wait = wait;
-        self
-    }
-
-    /// The longest a single HTTP request to the token endpoint takes, from connect to the last byte.
-    ///
-    /// More than zero, at most an hour.
-    ///
-    /// Default: 15 seconds.
-    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.attempt = timeout;
-        self
-    }
-
-    /// The longest a flight takes: the attempts to get one token, and the pauses between them.
-    ///
-    /// More than zero, at most an hour.
-    ///
-    /// Default: 30 seconds.
-    pub fn flight_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.flight = timeout;
-        self
-    }
-
-    /// One more origin whose requests get the token: another name of the API, or a gateway in front of it.
-    ///
-    /// Can be called several times. The token request goes to the base URL all the same. Each is checked as the base URL
-    /// is; whatever its path, it stands for its origin.
-    ///
-    /// Default: none, so the base URL's origin alone is in scope.
-    pub fn further_origin(mut self, url: impl Into<BaseUrl>) -> Self {
-        self.further.push(url.into());
-        self
-    }
-
-    /// How many bytes of a streaming body are kept for a replay. A request whose body is larger is not replayed.
-    ///
-    /// A frame counts at least as much as the handle that is kept of it, for [`Bytes`] a few dozen bytes: so the limit holds
-    /// for a body of tiny frames, too.
-    ///
-    /// Bodies that share their memory with a clone are kept whatever their size; see
-    /// [`ReplayableBody`](crate::ReplayableBody).
-    ///
-    /// Default: 128 KiB. APSIS One takes 100 kB.
-    pub fn replay_limit(mut self, bytes: usize) -> Self {
-        self.replay_limit = Some(bytes);
-        self
-    }
-
-    /// Keeps nothing of requests and replays none. A rejection is returned, and the token renewed for the next request.
-    ///
-    /// Default: rejected requests are replayed.
-    pub fn without_replay(mut self) -> Self {
-        self.replay_limit = None;
-        self
-    }
-
-    /// Decides which responses are the token's fault, by their status and headers.
-    ///
-    /// Asked for each response to a request that carried the token; not for those out of scope.
-    ///
-    /// Default: [`default_rejection_rule`](crate::default_rejection_rule).
-    pub fn rejection_rule(
-        mut self,
-        rule: impl Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync + 'static,
-    ) -> Self {
-        self.rule = Some(Rule(Arc::new(rule)));
-        self
-    }
-
-    /// The wall clock, for tests and simulations. The monotonic clock is tokio's, which tests pause.
-    ///
-    /// Default: [`SystemTime::now`].
-    pub fn wall_clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        self.clock.set_wall(now);
-        self
-    }
-
-    /// Random numbers from `0.0..1.0` that spread refreshes and retries, for tests and simulations.
-    ///
-    /// Default: a generator seeded by the system.
-    pub fn random(mut self, draw: impl Fn() -> f64 + Send + Sync + 'static) -> Self {
-        self.clock.set_random(draw);
-        self
-    }
-
-    /// The layer. Nothing is sent yet, and no runtime is needed.
-    ///
-    /// # Errors
-    ///
-    /// [`BuildError::BaseUrl`], [`BuildError::ZeroBudget`], [`BuildError::InvalidDuration`],
-    /// [`BuildError::NoTransport`] without the feature `client`, [`BuildError::RootCertificates`] with it.
-    pub fn build(self) -> Result<ApsisAuthLayer, BuildError> {
-        let (origin, url) = self.base.resolve()?;
-        let further = self.further.iter().map(|base| Ok(base.resolve()?.0));
-        let further = further.collect::<Result<Vec<_>, BuildError>>()?;
-        let budget = NonZeroU32::new(self.attempts_per_minute).ok_or(BuildError::ZeroBudget)?;
-        check("max_wait", self.limits.max_wait)?;
-        check("attempt_timeout", self.limits.attempt)?;
-        check("flight_timeout", self.limits.flight)?;
-        let transport = match self.transport {
-            Some(transport) => transport,
-            None => default_transport(&origin)?,
-        };
-        let source = TokenEndpoint::new(transport, url, self.credentials);
-        let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget));
-        let origins = iter::once(origin).chain(further).collect();
-        let (replay_limit, out_of_scope_was_told) = (self.replay_limit, AtomicBool::new(false));
-        let shared = Shared { cache, origins, replay_limit, rule: self.rule, out_of_scope_was_told };
-        Ok(ApsisAuthLayer { shared: Arc::new(shared) })
-    }
-}
-
-fn check(setting: &'static str, value: Duration) -> Result<(), BuildError> {
-    if value.is_zero() || value > LONGEST_LIMIT {
-        return Err(BuildError::InvalidDuration { setting, value });
-    }
-    Ok(())
-}
-
-#[cfg(feature = "client")]
-fn default_transport(origin: &Origin) -> Result<endpoint::Transport, BuildError> {
-    // A plain http origin is on this machine, which may be a container without root certificates.
-    let client = if origin.is_https() { crate::HttpsTransport::new()? } else { crate::HttpsTransport::plain() };
-    Ok(endpoint::transport(client))
-}
-
-#[cfg(not(feature = "client"))]
-fn default_transport(_: &Origin) -> Result<endpoint::Transport, BuildError> {
-    Err(BuildError::NoTransport)
-}
-
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("origins", &self.origins).field("cache", &self.cache).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rule").finish_non_exhaustive()
     }
 }

@@ -124,7 +124,8 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `layer.rs` | [`ApsisAuthLayer`] and its builder |
+//! | `layer.rs` | [`ApsisAuthLayer`], and what all its services share |
+//! | `builder.rs` | [`ApsisAuthBuilder`]: the settings and their defaults |
 //! | `service.rs` | [`ApsisAuth`]: stamp a request or wait |
 //! | `future.rs` | [`ResponseFuture`]: wait, send, renew, replay |
 //! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
@@ -150,6 +151,7 @@
 
 mod backoff;
 mod budget;
+mod builder;
 mod cache;
 #[cfg(feature = "client")]
 mod client;
@@ -173,6 +175,7 @@ mod service;
 mod state;
 mod token;
 
+pub use builder::ApsisAuthBuilder;
 #[cfg(feature = "client")]
 #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
 pub use client::HttpsTransport;
@@ -180,7 +183,7 @@ pub use credentials::{ClientCredentials, Region};
 pub use error::{AuthError, BuildError, RetryAt};
 pub use future::{AuthOutcome, ResponseFuture};
 pub use handle::{Grounded, Snapshot, TokenHandle, TokenState};
-pub use layer::{ApsisAuthBuilder, ApsisAuthLayer};
+pub use layer::ApsisAuthLayer;
 pub use origin::BaseUrl;
 pub use rejection::{Rejection, default_rejection_rule};
 pub use replay::ReplayableBody;

@@ -1,5 +1,7 @@
 //! Is this response the token's fault? A pure function of its head, replaceable on the builder.
 
+use std::{fmt, sync::Arc};
+
 use http::{HeaderMap, StatusCode, header};
 
 /// How the API refused the token. Each way has a ladder of its own for renewals that do not help.
@@ -58,4 +60,30 @@ fn names_another_error_type(headers: &HeaderMap) -> bool {
             .iter()
             .any(|meant| name.eq_ignore_ascii_case(meant.as_bytes()))
     })
+}
+
+/// The rule of a layer: the default one, or one of the caller's own.
+#[derive(Clone, Default)]
+pub(crate) struct Rule(Option<Arc<RuleFn>>);
+
+type RuleFn = dyn Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync;
+
+impl Rule {
+    pub(crate) fn new(rule: impl Fn(StatusCode, &HeaderMap) -> Option<Rejection> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(rule)))
+    }
+
+    /// Whether this response is the token's fault.
+    pub(crate) fn judge(&self, status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
+        match &self.0 {
+            None => default_rejection_rule(status, headers),
+            Some(rule) => rule(status, headers),
+        }
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule").finish_non_exhaustive()
+    }
 }
