@@ -436,6 +436,8 @@ fn a_base_url_that_cannot_be_used_is_named() {
     let error = ApsisAuthLayer::builder(credentials(), "https://id:pw@api.apsis.one/path?q#f").build().unwrap_err();
     let BuildError::BaseUrl { url, .. } = error else { panic!("{error:?}") };
     assert_eq!(url, "https://…@api.apsis.one/path…");
+    let base = BaseUrl::from("https://id:pw@api.apsis.one/path?q#f");
+    assert_eq!(format!("{base:?}"), r#"BaseUrl("https://…@api.apsis.one/path…")"#);
 }
 
 // The header.

@@ -451,6 +451,7 @@ fn a_layer_is_built_from_the_environment() {
 
     let built = built_with(&variables("eu"));
     assert!(built.contains("Err(RootCertificates { cause: Some("), "{built}");
+    assert!(built.contains("plain http: Ok(ApsisAuthLayer"), "{built}");
 }
 
 /// Run by the test above, in an environment that it makes. Elsewhere it is of no use.
@@ -460,6 +461,8 @@ fn build_from_the_environment() {
         return;
     }
     writeln!(io::stdout(), "{:?}", ApsisAuthLayer::from_env()).unwrap();
+    // A container that talks to a gateway beside it may have no certificates.
+    writeln!(io::stdout(), "plain http: {:?}", builder("http://127.0.0.1").build()).unwrap();
 }
 
 /// What is built in a process with these environment variables and no others.
