@@ -55,7 +55,9 @@ impl BaseUrl {
         if scheme == Scheme::HTTP && !is_loopback(&host) {
             return Err(wrong("plain http would show the secret and the tokens to the network; use https"));
         }
-        let port = port(authority, default_port).ok_or_else(|| wrong("its port is not a number up to 65535"))?;
+        let after_host = authority.as_str().strip_prefix(&host);
+        let port = after_host.and_then(|port| self::port(port, default_port));
+        let port = port.ok_or_else(|| wrong("its port is not a number up to 65535"))?;
         if uri.path().trim_end_matches('/').ends_with("/oauth/token") {
             return Err(wrong("it is the URL of the token endpoint: leave out /oauth/token"));
         }
@@ -135,7 +137,7 @@ impl Origin {
             return false;
         }
         match (request.uri().scheme(), request.uri().authority()) {
-            (Some(scheme), Some(authority)) => *scheme == self.scheme && self.names(authority),
+            (Some(scheme), Some(authority)) => *scheme == self.scheme && self.names(without_userinfo(authority)),
             (None, None) => self.is_the_host(request.headers()),
             _ => false,
         }
@@ -146,20 +148,26 @@ impl Origin {
     fn is_the_host(&self, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let Some(host) = hosts.next() else { return true };
-        let host = Authority::try_from(host.as_bytes());
-        hosts.next().is_none() && host.is_ok_and(|authority| self.names(&authority))
+        hosts.next().is_none() && host.to_str().is_ok_and(|host| self.names(host))
     }
 
-    fn names(&self, authority: &Authority) -> bool {
-        authority.host().eq_ignore_ascii_case(&self.host) && port(authority, self.default_port) == Some(self.port)
+    /// Whether this is the origin's host, with its port or, where that is the default, without. Text is compared, since to
+    /// parse a `Host` field is to copy it.
+    fn names(&self, host_and_port: &str) -> bool {
+        let Some((host, port)) = host_and_port.split_at_checked(self.host.len()) else { return false };
+        host.eq_ignore_ascii_case(&self.host) && self::port(port, self.default_port) == Some(self.port)
     }
 }
 
-/// The port with the default filled in, or `None` where what stands there is no port.
-fn port(authority: &Authority, default_port: u16) -> Option<u16> {
+/// A `Host` field has none (RFC 9110 §7.2).
+fn without_userinfo(authority: &Authority) -> &str {
     let text = authority.as_str();
-    let host_and_port = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
-    match host_and_port.strip_prefix(authority.host())? {
+    text.rsplit_once('@').map_or(text, |(_, rest)| rest)
+}
+
+/// The port with the default filled in, or `None` where what stands after the host is no port.
+fn port(after_host: &str, default_port: u16) -> Option<u16> {
+    match after_host {
         "" | ":" => Some(default_port),
         port => port.strip_prefix(':')?.parse().ok(),
     }

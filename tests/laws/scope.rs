@@ -25,6 +25,7 @@ async fn a_request_in_scope_carries_our_bearer_in_place_of_the_callers_own() {
             ("/audience/keyspaces", None),
             ("/audience/keyspaces", Some("api.apsis.one")),
             ("/audience/keyspaces", Some("API.APSIS.ONE:443")),
+            ("/audience/keyspaces", Some("api.apsis.one:")),
         ] {
             let world = World::new();
             let (sent, outcome) = arrival(&world.layer(), request(uri, host)).await;
@@ -63,6 +64,14 @@ async fn a_request_out_of_scope_arrives_as_it_is_and_needs_no_token() {
             ("/audience/keyspaces", Some("api.apsis.one:8443")),
             ("/audience/keyspaces", Some("api.apsis.one.")),
             ("/audience/keyspaces", Some("")),
+            ("/audience/keyspaces", Some("api.apsis.one.evil.example")),
+            ("/audience/keyspaces", Some("www.api.apsis.one")),
+            ("/audience/keyspaces", Some("api.apsis.on")),
+            ("/audience/keyspaces", Some("api.apsis.one:443:443")),
+            ("/audience/keyspaces", Some("api.apsis.one:443@evil.example")),
+            // A `Host` has no user information.
+            ("/audience/keyspaces", Some("evil.example/@api.apsis.one")),
+            ("/audience/keyspaces", Some("user@api.apsis.one")),
         ] {
             let world = World::new();
             let (sent, outcome) = arrival(&world.layer(), request(uri, host)).await;
