@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
+mod allocator;
 mod bodies;
+mod hot_path;
 mod many_callers;
 mod rejection;
 mod scope;

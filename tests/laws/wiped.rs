@@ -1,10 +1,8 @@
 //! Law 33: dropping the last handle wipes the memory of the secret and the token that the crate owns.
 //!
-//! The allocator of these tests looks at each block that is given back, on the threads that ask it to.
+//! The allocator looks at each block that is given back, on the threads that ask it to.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     convert::Infallible,
     future::pending,
     pin::Pin,
@@ -30,16 +28,14 @@ use tokio::{
 use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use zeroize::Zeroize;
 
-#[global_allocator]
-static ALLOCATOR: Looking = Looking;
+use crate::allocator::looking;
 
 const BASE: &str = "https://api.apsis.one";
 
 /// Set in a process that a test starts.
 const CHILD: &str = "APSIS_AUTH_TEST_CHILD";
 
-/// In the secret and in each token below. All of them are in static memory, which is never given back.
-const CANARY: &[u8] = b"cAnary";
+// A canary is in the secret and in each token. All of them are in static memory, which is never given back.
 
 const SECRET: &str = "the-cAnary-in-the-secret";
 const TOKEN: &str = r#"{"access_token":"the-cAnary-in-the-token","token_type":"Bearer","expires_in":600}"#;
@@ -326,48 +322,4 @@ fn run<T>(life: impl Future<Output = T>) -> T {
 /// On this thread alone, with a clock that runs ahead whenever a flight pauses.
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
-}
-
-// The allocator.
-
-/// How many blocks this thread gave back with a canary in them while `action` ran.
-fn looking(action: impl FnOnce()) -> usize {
-    HITS.set(0);
-    IS_LOOKING.set(true);
-    action();
-    IS_LOOKING.set(false);
-    HITS.get()
-}
-
-thread_local! {
-    // Neither has a destructor or is made lazily, so that the allocator may use them at any time.
-    static IS_LOOKING: Cell<bool> = const { Cell::new(false) };
-    static HITS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// The system's allocator, which looks at each block before it is given back.
-///
-/// Blocks begin as zeros: one that is used in part would else be found with what its last owner left in it. And they
-/// never grow in place: whoever lets a buffer grow has to count on a copy.
-struct Looking;
-
-#[allow(unsafe_code, reason = "an allocator is unsafe to implement; it does what it does for the tests alone")]
-// SAFETY: every block comes from the system's allocator and goes back to it with the layout it was made with.
-unsafe impl GlobalAlloc for Looking {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `alloc`, which is that of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        if IS_LOOKING.get() {
-            // SAFETY: the block is the caller's until it is given back below, and all of it was set to zero at first.
-            let bytes = unsafe { slice::from_raw_parts(block, layout.size()) };
-            if bytes.windows(CANARY.len()).any(|window| window == CANARY) {
-                HITS.set(HITS.get() + 1);
-            }
-        }
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(block, layout) }
-    }
 }

@@ -1,0 +1,428 @@
+//! Laws 34 and 35: what a request with a token at hand costs in memory, and what many renewals leave behind.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{poll_fn, ready},
+    hint::black_box,
+    iter::zip,
+    mem,
+    pin::pin,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use apsis_auth::{ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, ClientCredentials, ReplayableBody};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, HOST},
+};
+use http_body_util::{Empty, Full};
+use tokio::{
+    runtime::Builder,
+    time::{advance, sleep},
+};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+
+use crate::{
+    allocator::{Blocks, Traffic, counting},
+    support::{BASE, World, limited},
+};
+
+/// Accepted, and neither accepted nor rejected.
+const STATUSES: [StatusCode; 2] = [StatusCode::OK, StatusCode::NOT_FOUND];
+
+#[test]
+fn blocks_of_this_thread_are_counted() {
+    let ((), traffic) = counting(|| {
+        let mut grows = black_box(Vec::<u8>::with_capacity(10));
+        grows.reserve_exact(30);
+        drop(black_box((vec![0_u8; 5], grows)));
+    });
+    let blocks = Blocks { number: 3, bytes: 10 + 30 + 5 };
+    assert_eq!(traffic, Traffic { taken: blocks, given_back: blocks });
+}
+
+#[test]
+fn blocks_of_other_threads_are_not_counted() {
+    let barrier = Arc::new(Barrier::new(2));
+    let other = thread::spawn({
+        let barrier = Arc::clone(&barrier);
+        move || {
+            barrier.wait();
+            drop(black_box(vec![0_u8; 5]));
+            barrier.wait();
+        }
+    });
+    let ((), traffic) = counting(|| {
+        barrier.wait();
+        barrier.wait();
+    });
+    other.join().unwrap();
+    assert_eq!(traffic, Traffic::NONE);
+}
+
+// Law 34: without replay, nothing.
+
+#[tokio::test(start_paused = true)]
+async fn without_replay_no_step_of_a_request_costs_a_block() {
+    limited(async {
+        assert_free(full).await;
+        assert_free(Empty::<Bytes>::new).await;
+        assert_free(|| ()).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_replay_a_thousand_requests_of_one_service_cost_no_block() {
+    limited(async {
+        let mut client = warm(World::new().builder().without_replay(), api(StatusCode::OK)).await;
+        let mut bare = api(StatusCode::OK);
+
+        let cost: Traffic = (0..1_000).map(|_| send(&mut client, request(full())).0.total()).sum();
+
+        assert_eq!(cost, (0..1_000).map(|_| send(&mut bare, request(full())).0.total()).sum());
+        assert_eq!(cost.taken, Blocks::NONE);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_replay_a_look_at_the_wall_clock_costs_no_block() {
+    limited(async {
+        let (world, looks) = (World::new(), Arc::new(AtomicUsize::new(0)));
+        let (wall, looked) = (world.wall.clone(), Arc::clone(&looks));
+        let builder = world.builder().without_replay().wall_clock(move || {
+            looked.fetch_add(1, Ordering::Relaxed);
+            wall.now()
+        });
+        let mut client = warm(builder, api(StatusCode::OK)).await;
+        let (bare, _) = send(&mut api(StatusCode::OK), request(()));
+
+        for (seconds, expected) in [(4, 0), (1, 1), (4, 0), (1, 1)] {
+            advance(Duration::from_secs(seconds)).await;
+            looks.store(0, Ordering::Relaxed);
+            let (cost, _) = send(&mut client, request(()));
+            assert_eq!((cost, looks.load(Ordering::Relaxed)), (bare, expected));
+        }
+    })
+    .await;
+}
+
+/// An empty map of header fields has no memory yet, and a full one has no more.
+#[tokio::test(start_paused = true)]
+async fn without_replay_a_header_map_without_room_grows_as_it_does_for_any_field() {
+    limited(async {
+        let mut value = HeaderValue::from_static("Bearer");
+        value.set_sensitive(true);
+        let mut client = warm(World::new().builder().without_replay(), api(StatusCode::OK)).await;
+        for headers in [HeaderMap::new, full_map] {
+            let [mut bare, stamped] = [(); 2].map(|()| {
+                let mut request = request(());
+                *request.headers_mut() = headers();
+                request
+            });
+
+            let (_, insertion) = counting(|| bare.headers_mut().insert(AUTHORIZATION, value.clone()));
+            let (sending, _) = send(&mut api(StatusCode::OK), bare);
+
+            assert_ne!(insertion, Traffic::NONE);
+            assert_eq!(send(&mut client, stamped).0.total(), insertion + sending.total());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inner_service_is_cloned_once() {
+    limited(async {
+        let inner = Weighty { _block: Box::default() };
+        let ((), clone) = counting(|| drop(inner.clone()));
+        assert_eq!(clone.taken.number, 1);
+        let mut client = warm(World::new().builder().without_replay(), inner.clone()).await;
+
+        let (cost, _) = send(&mut client, request(()));
+
+        let (bare, _) = send(&mut { inner }, request(()));
+        assert_eq!(cost.total(), bare.total() + clone);
+    })
+    .await;
+}
+
+// With replay, so much and no more.
+
+#[tokio::test(start_paused = true)]
+async fn with_replay_a_request_costs_a_clone_of_its_head_and_its_body_and_nothing_else() {
+    limited(async {
+        assert_costs_a_copy(full).await;
+        assert_costs_a_copy(|| "profile".to_owned()).await;
+        assert_costs_a_copy(Empty::<Bytes>::new).await;
+        assert_costs_a_copy(|| ()).await;
+    })
+    .await;
+}
+
+// Out of scope, what the caller is told.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_out_of_scope_costs_the_mark_in_its_response_and_nothing_else() {
+    limited(async {
+        // Each event is made known to all subscribers of the process when it is first met: that is their cost.
+        let mut rehearsal = warm(World::new().builder(), api(StatusCode::OK)).await;
+        for request in strangers() {
+            send(&mut rehearsal, request);
+        }
+
+        let world = World::new();
+        for builder in [world.builder().without_replay(), world.builder()] {
+            let mut client = warm(builder, api(StatusCode::OK)).await;
+            // The first one warns, the others do not.
+            for (request, same) in zip(strangers(), strangers()) {
+                let what = format!("{request:?}");
+                let (bare, mut answer) = send(&mut api(StatusCode::OK), same);
+                let (_, mark) = counting(|| answer.extensions_mut().insert(AuthOutcome::OutOfScope));
+
+                let (cost, answer) = send(&mut client, request);
+
+                assert!(!answer.body().is_stamped, "{what}");
+                assert_eq!(cost, Cost { answer: bare.answer + mark, ..bare }, "{what}");
+            }
+        }
+    })
+    .await;
+}
+
+// Law 35: no growth.
+
+#[test]
+fn ten_thousand_renewals_leave_nothing_behind() {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let credentials = ClientCredentials::new("id", "secret").unwrap();
+    let layer = ApsisAuthLayer::builder(credentials, BASE)
+        .transport(two_tokens())
+        .token_requests_per_minute(10)
+        .build()
+        .unwrap();
+    let (client, handle) = (layer.layer(api(StatusCode::OK)), layer.handle());
+    let renew = |times| {
+        runtime.block_on(limited(async {
+            for _ in 0..times {
+                handle.renew().await.unwrap();
+                let answer = client.clone().oneshot(request(full())).await.unwrap();
+                assert!(answer.into_body().is_stamped);
+                sleep(Duration::from_secs(10)).await;
+            }
+        }));
+    };
+    // Until everything has the size that it needs.
+    renew(100);
+
+    let ((), traffic) = counting(|| renew(9_900));
+
+    assert_eq!(handle.snapshot().token.unwrap().generation, 10_000);
+    assert_eq!(traffic.taken, traffic.given_back);
+}
+
+// What is measured.
+
+/// What each step of a request took and gave back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    ready: Traffic,
+    call: Traffic,
+    answer: Traffic,
+    end: Traffic,
+}
+
+impl Cost {
+    fn total(self) -> Traffic {
+        self.ready + self.call + self.answer + self.end
+    }
+}
+
+/// Sends a request step by step: ready, called, polled until it is answered, dropped.
+fn send<S, B>(service: &mut S, request: Request<B>) -> (Cost, Response<Arrived>)
+where
+    S: Service<Request<B>, Response = Response<Arrived>, Error = BoxError>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    let (is_ready, ready) = counting(|| service.poll_ready(&mut cx));
+    assert!(matches!(is_ready, Poll::Ready(Ok(()))));
+    let (future, call) = counting(|| service.call(request));
+    let mut future = pin!(Some(future));
+    let (response, answer) = counting(|| {
+        loop {
+            if let Poll::Ready(response) = future.as_mut().as_pin_mut().unwrap().poll(&mut cx) {
+                break response.unwrap();
+            }
+        }
+    });
+    let ((), end) = counting(|| future.set(None));
+    (Cost { ready, call, answer, end }, response)
+}
+
+async fn assert_free<B: ReplayableBody + fmt::Debug>(body: impl Fn() -> B) {
+    for status in STATUSES {
+        let mut client = warm(World::new().builder().without_replay(), api(status)).await;
+        for (request, same) in zip(requests(&body), requests(&body)) {
+            let what = format!("{status}, {request:?}");
+            let (bare, _) = send(&mut api(status), same);
+
+            let (cost, answer) = send(&mut client, request);
+
+            assert!(answer.status() == status && answer.body().is_stamped, "{what}");
+            assert_eq!(cost, bare, "{what}");
+        }
+    }
+}
+
+async fn assert_costs_a_copy<B: ReplayableBody + Clone + fmt::Debug>(body: impl Fn() -> B) {
+    for status in STATUSES {
+        let mut client = warm(World::new().builder(), api(status)).await;
+        for (request, same) in zip(requests(&body), requests(&body)) {
+            let what = format!("{status}, {request:?}");
+            let ((copy, same), copying) = counting(|| {
+                let (head, body) = same.into_parts();
+                ((head.clone(), body.clone()), Request::from_parts(head, body))
+            });
+            let (bare, _) = send(&mut api(status), same);
+            let ((), forgetting) = counting(|| drop(copy));
+
+            let (cost, answer) = send(&mut client, request);
+
+            assert!(answer.status() == status && answer.body().is_stamped, "{what}");
+            assert_eq!(cost.total(), copying + bare.total() + forgetting, "{what}");
+        }
+    }
+}
+
+// What is sent.
+
+fn request<B>(body: B) -> Request<B> {
+    Request::post(format!("{BASE}/audience/keyspaces")).header(ACCEPT, "*/*").body(body).unwrap()
+}
+
+/// Requests in scope, each with room for a field.
+fn requests<B>(body: impl Fn() -> B) -> Vec<Request<B>> {
+    let with = |fields: &[(HeaderName, &str)]| {
+        let mut request = request(body());
+        for (name, value) in fields {
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+        request.extensions_mut().insert("extension".to_owned());
+        request
+    };
+    let mut requests = vec![
+        with(&[]),
+        with(&[(AUTHORIZATION, "Basic x"), (AUTHORIZATION, "Digest x")]),
+        with(&[]),
+        with(&[(HOST, "API.apsis.one:443")]),
+    ];
+    // In origin form, without a `Host` and with it.
+    for request in &mut requests[2..] {
+        *request.uri_mut() = "/audience/keyspaces".parse().unwrap();
+    }
+    requests
+}
+
+fn strangers() -> [Request<Full<Bytes>>; 2] {
+    let other_origin = Request::get("https://evil.example/").body(full()).unwrap();
+    let other_host = Request::get("/").header(HOST, "evil.example").body(full()).unwrap();
+    [other_origin, other_host]
+}
+
+fn full() -> Full<Bytes> {
+    Full::new(Bytes::from("profile".to_owned()))
+}
+
+fn full_map() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(1);
+    while headers.len() < headers.capacity() {
+        let name = format!("x-{}", headers.len());
+        headers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("x"));
+    }
+    headers
+}
+
+// Who answers.
+
+/// What an API saw of a request.
+#[derive(Debug)]
+struct Arrived {
+    is_stamped: bool,
+}
+
+/// Answers at the second poll, and takes no block to do so.
+fn api<B>(
+    status: StatusCode,
+) -> impl Service<Request<B>, Response = Response<Arrived>, Error = BoxError> + Clone + use<B> {
+    service_fn(move |request: Request<B>| {
+        let mut answer = Some(arrival(status, &request));
+        let mut is_polled = false;
+        poll_fn(move |cx| {
+            if mem::replace(&mut is_polled, true) {
+                Poll::Ready(Ok(answer.take().unwrap()))
+            } else {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        })
+    })
+}
+
+/// An API that takes a block to clone.
+#[derive(Clone)]
+struct Weighty {
+    _block: Box<u64>,
+}
+
+impl<B> Service<Request<B>> for Weighty {
+    type Response = Response<Arrived>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Response<Arrived>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ready(Ok(arrival(StatusCode::OK, &request)))
+    }
+}
+
+fn arrival<B>(status: StatusCode, request: &Request<B>) -> Response<Arrived> {
+    let token = request.headers().get(AUTHORIZATION);
+    let is_stamped = token.is_some_and(|token| token.as_bytes().starts_with(b"Bearer "));
+    let mut response = Response::new(Arrived { is_stamped });
+    *response.status_mut() = status;
+    response
+}
+
+/// A service of a layer that has a token.
+async fn warm<S: Clone>(builder: ApsisAuthBuilder, inner: S) -> ApsisAuth<S> {
+    let layer = builder.build().unwrap();
+    layer.handle().warm_up().await.unwrap();
+    layer.layer(inner)
+}
+
+/// A token endpoint that issues one and the other in turn.
+fn two_tokens()
+-> impl Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static {
+    let asked = Arc::new(AtomicUsize::new(0));
+    service_fn(move |_: Request<Full<Bytes>>| {
+        let number = asked.fetch_add(1, Ordering::Relaxed);
+        let answer = [r#"{"access_token":"one"}"#, r#"{"access_token":"two"}"#][number % 2];
+        ready(Ok(Response::new(Full::new(Bytes::from_static(answer.as_bytes())))))
+    })
+}
