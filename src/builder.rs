@@ -155,7 +155,7 @@ impl ApsisAuthBuilder {
     /// How many bytes of a streaming body are kept for a replay. A request whose body is larger is not replayed.
     ///
     /// A frame counts at least as much as the handle that is kept of it, for [`Bytes`] a few dozen bytes: so the limit holds
-    /// for a body of tiny frames, too.
+    /// for a body of tiny frames, too. So do trailers, by their names and values, field by field.
     ///
     /// Bodies that share their memory with a clone are kept whatever their size; see
     /// [`ReplayableBody`](crate::ReplayableBody).

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Buf;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -228,6 +228,7 @@ impl<D: Buf + Clone> Recorder<D> {
             self.left = self.left.map(|left| left.saturating_sub(length as u64));
             self.tape.frames.push(data.clone());
         } else if let Some(trailers) = frame.trailers_ref() {
+            self.room = self.room.checked_sub(cost(trailers))?;
             self.tape.trailers = Some(trailers.clone());
         }
         Some(self)
@@ -253,6 +254,12 @@ impl<D> Default for KeptBody<D> {
     fn default() -> Self {
         Self(Arc::default())
     }
+}
+
+/// What trailers count: names and values, and a field at least as much as the handles that are kept of it.
+fn cost(trailers: &HeaderMap) -> usize {
+    let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    trailers.iter().map(|field| length(field).max(size_of::<(HeaderName, HeaderValue)>())).sum()
 }
 
 fn shrink(size_hint: &mut SizeHint, by: usize) {

@@ -19,7 +19,7 @@ use apsis_auth::{
 };
 use bytes::Bytes;
 use fastrand::Rng;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{
     BodyExt, Empty, Full,
@@ -642,8 +642,13 @@ impl Part {
         if let Self::Data(data) = self { data.len() } else { 0 }
     }
 
-    fn is_data(&self) -> bool {
-        matches!(self, Self::Data(_))
+    /// What it counts against the replay limit.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len().max(HANDLE),
+            Self::Trailers(trailers) => trailers.len() * size_of::<(HeaderName, HeaderValue)>(),
+            Self::Failure => 0,
+        }
     }
 }
 
@@ -766,7 +771,7 @@ fn fate(script: &Script, limit: usize, reading: Reading) -> (bool, bool) {
     let is_dropped = !matches!(reading, Reading::FramesAndHolds(_));
     let is_known = script.is_honest && asked >= parts.len() || script.is_exact && is_dropped && asked >= until_length;
     let is_sent = !read.contains(&Part::Failure) && (asked > parts.len() || is_known);
-    let cost: usize = read.iter().filter(|part| part.is_data()).map(|part| part.length().max(HANDLE)).sum();
+    let cost: usize = read.iter().map(Part::cost).sum();
     (is_sent, cost <= limit)
 }
 
