@@ -7,6 +7,7 @@ mod bodies;
 mod hot_path;
 mod many_callers;
 mod rejection;
+mod requests;
 mod scope;
 mod secrets;
 mod support;
