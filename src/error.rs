@@ -96,8 +96,11 @@ pub enum AuthError {
     /// There was no token at hand and no tokio runtime to get one with.
     #[error("a token request needs a tokio runtime; call the service inside one")]
     NoRuntime,
-    /// The request has so many header fields that `authorization` does not fit.
-    #[error("the request has too many header fields to add `authorization`")]
+    /// The request has so many header fields that `authorization` does not fit: an [`http::HeaderMap`] has room for tens
+    /// of thousands of names.
+    ///
+    /// It was not sent, and the token is as good as before.
+    #[error("the request was not sent: it has too many header fields to add `authorization`")]
     TooManyHeaders,
 }
 

@@ -103,6 +103,22 @@
 //! Waiting for a token needs a tokio runtime with a timer ([`AuthError::NoRuntime`] where there is no runtime; tokio
 //! panics where one has no timer). A good token is served without either.
 //!
+//! # Requests out of the ordinary
+//!
+//! | what | what the layer does |
+//! | --- | --- |
+//! | `CONNECT`, extended or not | Out of scope: sent as it is, without the token; a tunnel that it opens comes back whole. Its fields are for the proxy (RFC 9110 §9.3.6). |
+//! | `Upgrade` | A request like others: it gets the token and is replayed. A 101 comes back with its extensions, so the connection can be taken over, after a replay too (RFC 9110 §7.8). |
+//! | `Expect: 100-continue` | Goes out as it is, with the replay too; a 417 is no rejection (RFC 9110 §10.1.1). A body that streams and was not asked for is not replayed. |
+//! | `HEAD` | Replayed as `HEAD` (RFC 9110 §9.3.2). |
+//! | `OPTIONS *` and other requests without a host | In scope, unless `Host` names another (RFC 9112 §3.2). |
+//! | trailers | Those of a request are replayed, and count against the replay limit; those of an answer arrive as they came (RFC 9110 §6.5). |
+//! | an `Authorization` of its own | In scope replaced, however many there are; out of scope left alone (RFC 9110 §11.6.2). |
+//! | `Proxy-Authorization`, `Cookie` | Left alone: they are for somebody else (RFC 9110 §11.7.2). |
+//! | a body that fails half-way | The inner service's error comes back as it is. Nothing is replayed and nothing renewed. |
+//! | a rejection before the body was sent | Replayed if the body is in memory. If it streams, the rejection comes back, and the token is renewed for the next request. |
+//! | no room for one more header field | [`AuthError::TooManyHeaders`]; nothing is sent. |
+//!
 //! # Tracing
 //!
 //! Under the target `apsis_auth`. A healthy day is one `INFO` line per new token.

@@ -14,7 +14,8 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 /// A service that gives requests to APSIS One a bearer token. Made by [`ApsisAuthLayer`](crate::ApsisAuthLayer).
 ///
 /// Requests to the origin of the base URL get the token, in place of an `Authorization` of their own; if the API rejects
-/// it, the token is renewed and the request replayed once. Other requests pass through as they are.
+/// it, the token is renewed and the request replayed once. Other requests pass through as they are. What becomes of
+/// tunnels, upgrades, bodies that fail and their like, the [crate's documentation](crate#requests-out-of-the-ordinary) says.
 ///
 /// # Errors
 ///
