@@ -4,6 +4,7 @@
 
 mod allocator;
 mod bodies;
+mod capacity;
 mod hot_path;
 mod many_callers;
 mod rejection;

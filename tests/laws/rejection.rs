@@ -1,11 +1,10 @@
-//! Laws 18 to 25, and 27: what a rejection starts, what is replayed, and what the caller is told.
+//! Laws 18 to 25: what a rejection starts, what is replayed, and what the caller is told.
 
 use std::{
     convert::Infallible,
     fmt,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,7 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{Empty, Full};
 use tokio::time::{advance, sleep, timeout};
-use tower::{BoxError, Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use crate::support::{BASE, Record, Sent, World, all, answer, get, keyspaces, limited, once, scripted_api, send, text};
 
@@ -969,79 +968,6 @@ async fn an_answer_that_is_neither_a_success_nor_a_rejection_is_no_acceptance() 
     .await;
 }
 
-// The capacity of the inner service.
-// Law 27: the capacity of the inner service.
-
-#[tokio::test(start_paused = true)]
-async fn no_permit_is_held_while_waiting_for_a_token() {
-    limited(async {
-        let world = World::new();
-        world.apsis.set_token_delay(Duration::from_secs(10));
-        let mut client = world.layer().layer(ConcurrencyLimit::new(world.apsis.clone(), 1));
-        // As a caller does who keeps its service, and with it the readiness it has.
-        let waiting = tokio::spawn(ready(&mut client).await.call(keyspaces()));
-        sleep(Duration::from_secs(1)).await;
-        assert!(has_a_permit_left(&client).await);
-        assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn no_permit_is_held_while_renewing() {
-    limited(async {
-        let world = World::new();
-        let client = world.layer().layer(ConcurrencyLimit::new(world.apsis.clone(), 1));
-        send(&client, keyspaces()).await.unwrap();
-        world.apsis.revoke_tokens();
-        world.apsis.set_token_delay(Duration::from_secs(10));
-        let renewing = tokio::spawn(client.clone().oneshot(keyspaces()));
-        sleep(Duration::from_secs(1)).await;
-        assert!(has_a_permit_left(&client).await);
-        assert!(is_replayed(&renewing.await.unwrap().unwrap()));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn no_permit_is_held_when_the_token_died_while_waiting_for_one() {
-    limited(async {
-        let world = World::new();
-        world.apsis.set_token_lifetime(Duration::from_secs(100));
-        world.apsis.set_token_delay(Duration::from_secs(1));
-        let client = world.layer().layer(ConcurrencyLimit::new(world.apsis.clone(), 1));
-        let waiting = tokio::spawn(client.clone().oneshot(keyspaces()));
-        sleep(Duration::from_millis(1)).await;
-        // The token comes after a second and dies after 90, the permit comes after 200.
-        world.apsis.script_api_answers([Answer::genuine().delay(Duration::from_secs(200))]);
-        let occupying = tokio::spawn(client.clone().oneshot(elsewhere()));
-        sleep(Duration::from_secs(2)).await;
-        world.apsis.set_token_delay(Duration::from_secs(10));
-        occupying.await.unwrap().unwrap();
-        sleep(Duration::from_secs(1)).await;
-        assert!(has_a_permit_left(&client).await);
-        assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn no_service_is_called_that_was_not_ready() {
-    limited(async {
-        let (world, record) = (World::new(), Record::default());
-        let strict = Strict { inner: rejecting(&record, StatusCode::UNAUTHORIZED), is_ready: false };
-        let client = world.layer().layer(strict);
-        // Cold, then with a replay; warm and cooling; elsewhere; warm, then with a replay.
-        assert!(is_replayed(&send(&client, keyspaces()).await.unwrap()));
-        send(&client, keyspaces()).await.unwrap();
-        send(&client, elsewhere()).await.unwrap();
-        advance(Duration::from_secs(15)).await;
-        assert!(is_replayed(&send(&client, keyspaces()).await.unwrap()));
-        assert_eq!(record.count(), 6);
-    })
-    .await;
-}
-
 // Helpers.
 
 fn is_replayed<B>(response: &Response<B>) -> bool {
@@ -1087,22 +1013,6 @@ fn dressed(status: u16, header: Said) -> Response<String> {
 fn lines(headers: &HeaderMap) -> Vec<(HeaderName, Vec<u8>, bool)> {
     let lines = headers.iter().filter(|(name, _)| **name != header::AUTHORIZATION);
     lines.map(|(name, value)| (name.clone(), value.as_bytes().to_vec(), value.is_sensitive())).collect()
-}
-
-async fn ready<S: Service<Request<Full<Bytes>>>>(service: &mut S) -> &mut S {
-    service.ready().await.unwrap_or_else(|_| panic!("never ready"))
-}
-
-fn elsewhere() -> Request<Full<Bytes>> {
-    Request::get("https://elsewhere.example/").body(Full::default()).unwrap()
-}
-
-/// Whether a request that needs no token gets through the inner service.
-async fn has_a_permit_left<S>(client: &S) -> bool
-where
-    S: Service<Request<Full<Bytes>>, Error = BoxError> + Clone,
-{
-    timeout(Duration::from_secs(1), send(client, elsewhere())).await.is_ok()
 }
 
 /// An account whose key lacks the right to one route.
@@ -1205,33 +1115,4 @@ fn moody_token_endpoint(
     });
     let credentials = apsis_auth::ClientCredentials::new("id", "secret").unwrap();
     apsis_auth::ApsisAuthLayer::builder(credentials, BASE).transport(transport).random(|| 0.5)
-}
-
-/// A service that panics when it is called without having said that it is ready. A clone has not.
-struct Strict<S> {
-    inner: S,
-    is_ready: bool,
-}
-
-impl<S: Clone> Clone for Strict<S> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), is_ready: false }
-    }
-}
-
-impl<S: Service<R>, R> Service<R> for Strict<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        let poll = self.inner.poll_ready(cx);
-        self.is_ready = poll.is_ready();
-        poll
-    }
-
-    fn call(&mut self, request: R) -> S::Future {
-        assert!(std::mem::take(&mut self.is_ready), "called without having been ready");
-        self.inner.call(request)
-    }
 }
