@@ -92,7 +92,7 @@
 //! The layer needs an inner service that is `Clone`. A request with a good token takes the ready one; one that has to wait
 //! for a token gives it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too,
 //! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones and the bodies
-//! are.
+//! are. What else is needed, and what to do where it is not so, is said [at the service](ApsisAuth#when-it-does-not-compile).
 //!
 //! A time limit above the layer should be longer than its longest wait for a token, or a token that cannot be had looks like
 //! an API that does not answer.

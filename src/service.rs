@@ -25,6 +25,52 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 /// # Cancellation
 ///
 /// A response future can be dropped at any time. A token request that it waited for goes on for the others.
+///
+/// # When it does not compile
+///
+/// | what is needed | the remedy where it is not so |
+/// | --- | --- |
+/// | the request body is a [`ReplayableBody`] | above the layer `.map_request_body(ReplayBody::new)`, or `Once::new` |
+/// | the inner service is `Clone` | a client that is, or beneath the layer `.buffer(64)` (tower's feature `buffer`) |
+/// | it takes the same `Request<B>` | beneath the layer `.map_request_body(…)` |
+/// | its response is a `Response` | beneath the layer `.map_response(…)` |
+/// | its error becomes a [`BoxError`]: an error that is `Send`, `Sync` and `'static`, or a string | beneath the layer `.map_err(…)` |
+///
+/// `map_request_body` is of tower-http's `ServiceBuilderExt`, the others are of tower's `ServiceBuilder`. Nothing else needs
+/// to be `Send`, `Sync`, `Unpin` or `'static`. A future can be sent to another thread if the inner service, its future and its
+/// response can, and the request's body and what is kept of it.
+///
+/// Where a method is missing (`the method oneshot exists … but its trait bounds were not satisfied`), the compiler does not
+/// say which of these it is. It does once the service is bound by the trait:
+///
+/// ```compile_fail,E0277
+/// # use apsis_auth::ApsisAuthLayer;
+/// # use http::{Request, Response};
+/// # use tower::{Layer, Service, service_fn};
+/// # struct OwnError;
+/// # fn stack(auth: ApsisAuthLayer) {
+/// let api = service_fn(async |_: Request<String>| Ok::<_, OwnError>(Response::new(())));
+/// let client = auth.layer(api);
+/// is_a_service::<Request<String>>(&client); // the trait `std::error::Error` is not implemented for `OwnError`
+/// # }
+///
+/// fn is_a_service<R>(_: &impl Service<R>) {}
+/// ```
+///
+/// With the remedy:
+///
+/// ```
+/// # use apsis_auth::ApsisAuthLayer;
+/// # use http::{Request, Response};
+/// # use tower::{Service, ServiceBuilder, service_fn};
+/// # struct OwnError;
+/// # fn stack(auth: ApsisAuthLayer) {
+/// # let api = service_fn(async |_: Request<String>| Ok::<_, OwnError>(Response::new(())));
+/// let client = ServiceBuilder::new().layer(auth).map_err(|_: OwnError| "the API cannot be reached").service(api);
+/// is_a_service::<Request<String>>(&client);
+/// # }
+/// # fn is_a_service<R>(_: &impl Service<R>) {}
+/// ```
 #[derive(Clone, Debug)]
 pub struct ApsisAuth<S> {
     inner: S,
