@@ -114,7 +114,7 @@ macro_rules! by_recording {
 
 by_recording!(
     [D: Buf + Clone + Send + Sync + 'static, E: 'static] BoxBody<D, E>, D,
-    [D: Buf + Clone + Send + Sync + 'static, E: 'static] UnsyncBoxBody<D, E>, D,
+    [D: Buf + Clone + Send + 'static, E: 'static] UnsyncBoxBody<D, E>, D,
 );
 
 #[cfg(feature = "axum")]

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     vec,
 };
@@ -12,6 +11,7 @@ use bytes::Buf;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
 
 use crate::ReplayableBody;
 
@@ -164,15 +164,15 @@ where
     type Kept = KeptBody<B::Data>;
 
     fn keep(mut self, limit: usize) -> (Self, Self::Kept) {
-        let kept = KeptBody::default();
+        let (to, kept) = oneshot::channel();
         if let Source::First { recorded } = &mut self.source {
-            recorded.recorder = Recorder::start(&recorded.body, limit, kept.clone());
+            recorded.recorder = Recorder::start(&recorded.body, limit, to);
         }
-        (self, kept)
+        (self, KeptBody(kept))
     }
 
-    fn restore(kept: Self::Kept) -> Option<Self> {
-        let tape = kept.0.get()?.clone();
+    fn restore(mut kept: Self::Kept) -> Option<Self> {
+        let tape = kept.0.try_recv().ok()?;
         Some(Self {
             source: Source::Again {
                 frames: tape.frames.into_iter(),
@@ -185,9 +185,8 @@ where
 }
 
 /// What is kept of a [`ReplayBody`]: nothing until it was sent to its end.
-pub struct KeptBody<D>(Arc<OnceLock<Tape<D>>>);
+pub struct KeptBody<D>(oneshot::Receiver<Tape<D>>);
 
-#[derive(Clone)]
 struct Tape<D> {
     frames: Vec<D>,
     trailers: Option<HeaderMap>,
@@ -203,22 +202,23 @@ struct Recorder<D> {
     room: usize,
     /// How much more there is, if the body said so.
     left: Option<u64>,
-    kept: KeptBody<D>,
+    to: oneshot::Sender<Tape<D>>,
 }
 
 impl<D: Buf + Clone> Recorder<D> {
-    fn start<B: Body<Data = D>>(body: &B, limit: usize, kept: KeptBody<D>) -> Option<Self> {
+    fn start<B: Body<Data = D>>(body: &B, limit: usize, to: oneshot::Sender<Tape<D>>) -> Option<Self> {
         let size_hint = body.size_hint();
         let left = size_hint.exact();
         let was_end_stream = body.is_end_stream();
         let tape = Tape { frames: Vec::new(), trailers: None, size_hint, was_end_stream };
-        let recorder = Self { tape, room: limit, left, kept };
+        let recorder = Self { tape, room: limit, left, to };
         if was_end_stream { recorder.finish() } else { Some(recorder) }
     }
 
-    /// Keeps a clone of the frame, or ends the recording if there is no room for it, or no place after trailers.
+    /// Keeps a clone of the frame, or ends the recording: if there is no room for it, no place after trailers, or no use
+    /// because the request was answered or given up meanwhile.
     fn keep(mut self, frame: &Frame<D>) -> Option<Self> {
-        if self.tape.trailers.is_some() {
+        if self.tape.trailers.is_some() || self.to.is_closed() {
             return None;
         }
         if let Some(data) = frame.data_ref() {
@@ -238,21 +238,9 @@ impl<D: Buf + Clone> Recorder<D> {
 impl<D> Recorder<D> {
     /// The body was sent to its end: now it can be had again.
     fn finish(self) -> Option<Self> {
-        // It is set once: a recorder is gone when it has finished.
-        let _ = self.kept.0.set(self.tape);
+        // It may come too late, when the request was answered or given up.
+        let _ = self.to.send(self.tape);
         None
-    }
-}
-
-impl<D> Clone for KeptBody<D> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<D> Default for KeptBody<D> {
-    fn default() -> Self {
-        Self(Arc::default())
     }
 }
 

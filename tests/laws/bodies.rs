@@ -360,6 +360,27 @@ async fn of_an_endless_body_no_more_is_held_than_the_limit_and_nothing_once_it_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_a_body_that_goes_on_after_its_answer_nothing_more_is_held() {
+    limited(async {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let body = ReplayBody::new(Endless { length: 100, alive: Arc::clone(&alive) });
+        let client = World::new().layer().layer(service_fn(async |request: Request<ReplayBody<Endless>>| {
+            let mut body = request.into_body();
+            drop(body.frame().await);
+            Ok::<_, BoxError>(Response::new(body))
+        }));
+
+        let mut body = client.oneshot(post(body)).await.unwrap().into_body();
+        assert_eq!(alive.load(Ordering::Relaxed), 1);
+        for _ in 0..10 {
+            drop(body.frame().await);
+            assert_eq!(alive.load(Ordering::Relaxed), 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_a_body_that_is_accepted_nothing_is_held() {
     limited(async {
         let alive = Arc::new(AtomicUsize::new(0));

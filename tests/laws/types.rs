@@ -24,7 +24,7 @@ use apsis_auth::{
 use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use tokio::task::{LocalSet, spawn_local};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn,
@@ -86,6 +86,8 @@ fn a_future_is_what_the_service_its_future_the_response_and_the_body_are() {
         assert!(has!(OfFuture<Unsync>: Send) && !has!(OfFuture<Unsync>: Sync));
         assert!(has!(OfResponse<Unsync>: Send) && !has!(OfResponse<Unsync>: Sync));
         assert!(has!(OfBody<Unsync>: Send) && !has!(OfBody<Unsync>: Sync));
+        assert!(has!(ResponseFuture<Inner, ReplayBody<Full<Chunk>>>: Send));
+        assert!(has!(ResponseFuture<Inner, UnsyncBoxBody<Chunk, Infallible>>: Send));
         assert!(!has!(Of<Unsend>: Send));
         assert!(!has!(OfFuture<Unsend>: Send));
         assert!(!has!(OfResponse<Unsend>: Send));
@@ -337,6 +339,24 @@ impl<F, R: Default> Future for Answer<F, R> {
 struct Own<M> {
     was_sent: AtomicBool,
     _is: M,
+}
+
+/// Data that can be sent to another thread and not shared with it.
+#[derive(Clone)]
+struct Chunk(Cell<&'static [u8]>);
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.0.get().len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.get()
+    }
+
+    fn advance(&mut self, by: usize) {
+        self.0.set(&self.0.get()[by..]);
+    }
 }
 
 #[derive(Debug)]
