@@ -576,6 +576,18 @@ async fn answers_over_the_limit_in_a_row_spread_further_until_a_success() {
     .await;
 }
 
+/// The budget has room again after a minute; who was told to wait for longer waits for longer.
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_longer_than_the_budgets_minute_is_kept_when_the_budget_is_used_up() {
+    limited(async {
+        let world = World::new();
+        world.apsis.script_token_answers([Answer::too_many_requests().header(header::RETRY_AFTER, "600")]);
+        let token = world.builder().token_requests_per_minute(1).build().unwrap().handle();
+        assert_eq!(retry_in(&token.get().await.unwrap_err()), Duration::from_secs(630));
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_draw_on_top_of_a_retry_after_is_up_to_a_tenth() {
     limited(async {

@@ -234,6 +234,21 @@ async fn a_function_over_any_service_asks_no_more_than_it_promises() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_printed_has_its_name_and_little_else() {
+    limited(async {
+        let layer = World::new().layer();
+        let (sent, kept) = ReplayBody::new(Nothing::new()).keep(1);
+        assert_eq!(format!("{sent:?} {kept:?}"), "ReplayBody { .. } KeptBody { .. }");
+        assert_eq!(format!("{:?}", Once::new(Nothing::new())), "Once { .. }");
+        assert_eq!(format!("{:?}", layer.layer(Inner::<()>::default()).call(keyspaces())), "ResponseFuture { .. }");
+        assert!(format!("{layer:?}").contains("TokenCache { current: None"), "{layer:?}");
+        layer.handle().warm_up().await.unwrap();
+        assert!(format!("{layer:?}").contains("TokenCache { current: Some("), "{layer:?}");
+    })
+    .await;
+}
+
 #[test]
 fn every_public_type_can_be_sent_shared_and_printed() {
     fn check<T: Send + Sync + Debug + 'static>() {}

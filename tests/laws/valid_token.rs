@@ -70,6 +70,21 @@ async fn the_request_that_starts_a_refresh_goes_out_with_the_token_at_hand() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_the_handle_starts_a_refresh_that_is_due_and_does_not_wait_for_it() {
+    limited(async {
+        let world = World::new();
+        let token = world.layer().handle();
+        token.get().await.unwrap();
+        sleep(share_of(DAY, 0.825)).await;
+        assert_eq!(token.get().await.unwrap().generation(), 1);
+        sleep(SECOND).await;
+        assert_eq!(token.get().await.unwrap().generation(), 2);
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_fails_hangs_or_is_refused_delays_no_request_and_fails_none() {
     limited(async {
         for trouble in TROUBLES {
