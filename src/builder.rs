@@ -81,9 +81,13 @@ impl ApsisAuthBuilder {
 
     /// The service that sends token requests, instead of the default HTTPS transport.
     ///
-    /// It is not the service that the layer wraps: a full one can then not block a refresh. It must not follow
-    /// redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`. Nor must it
-    /// log the requests' bodies, which hold the secret. It needs no time limit of its own.
+    /// Best not the service that the layer wraps: a full one can then not delay a refresh. It may share a limit or a buffer
+    /// with that one, since no waiting request holds a permit or a slot; a token request then takes its turn among the others,
+    /// within [`attempt_timeout`](Self::attempt_timeout). It must not share a lone HTTP/1 connection: a large rejection that
+    /// is not read yet keeps the token request out until its time is up, and is then returned instead of renewed.
+    ///
+    /// It must not follow redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`.
+    /// Nor must it log the requests' bodies, which hold the secret. It needs no time limit of its own.
     ///
     /// Default: HTTP/1.1 over hyper and rustls, the platform's root certificates, 5 s for a TCP connection (feature
     /// `client`).

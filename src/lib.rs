@@ -89,10 +89,19 @@
 //!
 //! # The stack
 //!
-//! The layer needs an inner service that is `Clone`. A request with a good token takes the ready one; one that has to wait
-//! for a token gives it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too,
-//! waits for the inner service to be ready. Services and futures are `Send` and `Sync` where the inner ones and the bodies
-//! are. What else is needed, and what to do where it is not so, is said [at the service](ApsisAuth#when-it-does-not-compile).
+//! The layer needs an inner service that is `Clone`, and clones it once for each request in scope. A request with a good
+//! token takes the ready one; one that has to wait for a token gives it up and gets ready again later, so that it holds no
+//! slot or permit while it waits. A replay, too, waits for the inner service to be ready. Services and futures are `Send`
+//! and `Sync` where the inner ones and the bodies are. What else is needed, and what to do where it is not so, is said
+//! [at the service](ApsisAuth#when-it-does-not-compile).
+//!
+//! Beneath a `LoadShed`, nobody is shed for those who wait for a token. If there is no capacity when their turn comes, they
+//! are shed like anybody, replays included; the error is tower's.
+//!
+//! A rejected response is held until there is a newer token, so that it can be returned whole if there is none. Then it is
+//! dropped, and the outcome is the replay's, an error of the inner service included. On an HTTP/1 connection a small body
+//! with a `content-length` is in nobody's way meanwhile. Any other keeps the connection busy, and dropping a large one
+//! closes it: a pool has another one for the replay, a lone connection has not, and the replay fails with its error.
 //!
 //! A time limit above the layer should be longer than its longest wait for a token, or a token that cannot be had looks like
 //! an API that does not answer.

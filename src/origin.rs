@@ -15,8 +15,8 @@ use crate::{Region, error::BuildError};
 /// user information, query or fragment. A path is kept: the token request goes to `{base}/oauth/token`.
 ///
 /// In scope, so that they get the token, are requests to the URL's origin (scheme, host, port), whatever the path. A request
-/// without scheme and host, in origin form, is in scope unless its `Host` field names another host: it goes wherever the
-/// client underneath is connected.
+/// without scheme and host, in origin form, is in scope unless its `Host` field names another host, or is no host and port:
+/// it goes wherever the client underneath is connected.
 ///
 /// ```
 /// use apsis_auth::{BaseUrl, Region};
