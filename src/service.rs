@@ -40,6 +40,10 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 /// to be `Send`, `Sync`, `Unpin` or `'static`. A future can be sent to another thread if the inner service, its future and its
 /// response can, and the request's body and what is kept of it.
 ///
+/// `implementation of From is not general enough`: a boxed inner service (`BoxCloneSyncService` and its like) in a task that
+/// is spawned, where the compiler cannot follow, with tower's own layers neither. The remedy is to box the finished client,
+/// too.
+///
 /// Where a method is missing (`the method oneshot exists … but its trait bounds were not satisfied`), the compiler does not
 /// say which of these it is. It does once the service is bound by the trait:
 ///

@@ -201,6 +201,18 @@ async fn a_service_is_boxed_and_served() {
     .await;
 }
 
+/// Around a boxed service the layer, as tower's own, cannot be proved `Send` within a task; boxed itself it can.
+#[tokio::test(start_paused = true)]
+async fn around_a_boxed_service_it_goes_into_a_task_once_it_is_boxed_itself() {
+    limited(async {
+        type Boxed = BoxCloneSyncService<Request<Full<Bytes>>, Response<()>, BoxError>;
+        let inner = Boxed::new(ServiceBuilder::new().map_err(BoxError::from).service(Inner::<()>::default()));
+        let client = Boxed::new(World::new().layer().layer(inner));
+        assert_replayed(tokio::spawn(async move { client.oneshot(keyspaces()).await }).await.unwrap());
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_function_over_any_service_asks_no_more_than_it_promises() {
     fn client<S, B, R>(
