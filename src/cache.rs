@@ -12,11 +12,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use tokio::{
-    runtime::Handle,
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
     AuthError, Rejection,
@@ -27,6 +23,7 @@ use crate::{
     ladder::Evidence,
     state::{CurrentFlight, Grounding, State},
     token::{IssuedToken, Token},
+    waiter::Want,
 };
 
 /// How a flight ended, for all who waited for it.
@@ -37,7 +34,7 @@ pub(crate) struct TokenCache {
     evidence: Evidence,
     state: Mutex<State>,
     /// Told of each token, for those who wait for the end of a grounding.
-    landed: Notify,
+    pub(crate) landed: Notify,
     pub(crate) source: TokenEndpoint,
     pub(crate) clock: Clock,
     pub(crate) limits: Limits,
@@ -60,19 +57,8 @@ pub(crate) struct Stamp {
     pub(crate) generation: u64,
 }
 
-/// What a waiter is after.
-#[derive(Clone, Copy)]
-enum Want {
-    /// Any good token.
-    Good,
-    /// A token newer than this generation, which was rejected.
-    Newer(u64, Rejection),
-    /// Whatever the next flight brings.
-    Forced,
-}
-
 /// What there is for a waiter.
-enum Found {
+pub(crate) enum Found {
     Token(Arc<Token>),
     Flight(CurrentFlight),
     Grounded(Grounding),
@@ -117,49 +103,10 @@ impl TokenCache {
         true
     }
 
-    fn good_token(self: &Arc<Self>) -> Option<Arc<Token>> {
+    pub(crate) fn good_token(self: &Arc<Self>) -> Option<Arc<Token>> {
         let token = self.current.load_full()?;
         let now = Instant::now();
         (token.needs_no_look(now) || self.look(&token, now)).then_some(token)
-    }
-
-    /// A good token: the one at hand, or what a flight brings.
-    ///
-    /// Waits at most as long as the limits say. Dropping the future changes nothing for anybody else.
-    pub(crate) async fn get(self: Arc<Self>) -> Outcome {
-        match self.good_token() {
-            Some(token) => Ok(token),
-            None => self.wait(Want::Good, self.limits.max_wait).await,
-        }
-    }
-
-    /// Waits for a good token as long as the patience lasts, and returns what is left of that.
-    pub(crate) async fn wait_for_good(self: Arc<Self>, patience: Duration) -> Result<Duration, AuthError> {
-        let asked = Instant::now();
-        self.wait(Want::Good, patience).await?;
-        Ok(patience.saturating_sub(asked.elapsed()))
-    }
-
-    /// A token from a flight of its own or the one under way, whatever is at hand and however grounded.
-    pub(crate) async fn force(self: Arc<Self>) -> Outcome {
-        self.wait(Want::Forced, self.limits.max_wait).await
-    }
-
-    /// Replaces the token of this generation, which the API rejected, unless that was done already.
-    ///
-    /// Waits as long as the patience lasts, and returns what is left of that.
-    pub(crate) async fn renew(
-        self: Arc<Self>,
-        generation: u64,
-        kind: Rejection,
-        patience: Duration,
-    ) -> Result<Duration, AuthError> {
-        let asked = Instant::now();
-        self.rejected(generation, kind);
-        let token = self.wait(Want::Newer(generation, kind), patience).await?;
-        // A flight of another reason may have brought it; the replay puts it to the test all the same.
-        self.lock().ladders.of(kind).try_out(token.generation(), Instant::now());
-        Ok(patience.saturating_sub(asked.elapsed()))
     }
 
     /// The same for the requests to come, when this one cannot be replayed: starts a flight and does not wait.
@@ -189,6 +136,11 @@ impl TokenCache {
         }
     }
 
+    /// Takes note that a replay puts this generation to the test.
+    pub(crate) fn try_out(&self, generation: u64, kind: Rejection) {
+        self.lock().ladders.of(kind).try_out(generation, Instant::now());
+    }
+
     /// Takes note that the API accepted a request stamped with this generation.
     pub(crate) fn accepted(&self, generation: u64) {
         self.evidence.accepted(generation);
@@ -214,7 +166,7 @@ impl TokenCache {
     ///
     /// Not every renewal is followed by a replay that tells. If its token was accepted since, it may have died only now:
     /// the evidence of that is kept, so that three in a row end the cooling as ever.
-    fn rejected(&self, generation: u64, kind: Rejection) -> bool {
+    pub(crate) fn rejected(&self, generation: u64, kind: Rejection) -> bool {
         tracing::debug!(generation, ?kind, "token rejected");
         let now = Instant::now();
         let in_a_row = self.evidence.rejected(generation);
@@ -225,40 +177,8 @@ impl TokenCache {
         climbed
     }
 
-    async fn wait(self: &Arc<Self>, want: Want, patience: Duration) -> Outcome {
-        // Timers need a runtime just as the flight does, and panic without one.
-        Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
-        let mut give_up_at = None;
-        loop {
-            // Heeds what lands from here on, before the look at what there is.
-            let landed = self.landed.notified();
-            let found = self.find_or_fly(want)?;
-            // From after the look: a flight that it started, with as much time as the waiter, then ends first.
-            let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + patience);
-            match found {
-                Found::Token(token) => return Ok(token),
-                Found::Grounded(grounding) if grounding.outlasts(give_up_at) => return Err(grounding.error),
-                Found::Grounded(grounding) => {
-                    let _ = timeout_at(grounding.until, landed).await;
-                }
-                Found::Flight(mut flight) => {
-                    // Who may wait to the end of the flight hears what came of it, and not just that time is up.
-                    let lost_at = flight.lost_at();
-                    let until = if give_up_at < flight.lands_by { give_up_at } else { lost_at };
-                    match timeout_at(until, flight.outcome.wait_for(Option::is_some)).await {
-                        Ok(outcome) => {
-                            let outcome = outcome.ok().and_then(|outcome| outcome.clone());
-                            return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
-                        }
-                        Err(_) if until == lost_at => {}
-                        Err(_) => return Err(AuthError::TimedOut { after: self.limits.max_wait }),
-                    }
-                }
-            }
-        }
-    }
-
-    fn find_or_fly(self: &Arc<Self>, want: Want) -> Result<Found, AuthError> {
+    /// What there is, or a flight that is started because there is nothing.
+    pub(crate) fn find_or_fly(self: &Arc<Self>, want: Want) -> Result<Found, AuthError> {
         let runtime = Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
         let now = self.clock.now();
         // A token is published and its flight ended under this lock: who finds neither may start a flight.
@@ -409,15 +329,6 @@ impl TokenCache {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock leaves the state half-changed if it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Want {
-    fn accept(self, token: Arc<Token>) -> Outcome {
-        match self {
-            Self::Newer(rejected, _) if token.generation() <= rejected => Err(AuthError::SameToken),
-            _ => Ok(token),
-        }
     }
 }
 

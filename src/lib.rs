@@ -157,7 +157,8 @@
 //! | `replay_body.rs` | [`ReplayBody`] and [`Once`]: bodies that stream |
 //! | `rejection.rs` | is this response the token's fault? |
 //! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
-//! | `cache.rs` | the current token, who waits for what, and who starts a flight; the only file of the core that locks |
+//! | `cache.rs` | the current token, and who starts a flight; the only file of the core that locks |
+//! | `waiter.rs` | who waits for what, and for how long |
 //! | `state.rs` | what the cache keeps under its lock: the flight under way, the grounding |
 //! | `flight.rs` | the attempts of a flight and its landing |
 //! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
@@ -199,6 +200,7 @@ mod replay_body;
 mod service;
 mod state;
 mod token;
+mod waiter;
 
 pub use builder::ApsisAuthBuilder;
 #[cfg(feature = "client")]
