@@ -1,13 +1,14 @@
 //! Bodies that stream: [`ReplayBody`] keeps what passes through it, [`Once`] keeps nothing.
 
 use std::{
+    any::Any,
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
     vec,
 };
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -18,9 +19,14 @@ use crate::ReplayableBody;
 pin_project! {
     /// A body that keeps what streams through it, up to the layer's limit, so that it can be sent a second time.
     ///
-    /// Nothing is copied and nothing waits: frames pass as they come, and a clone of each is kept. What is kept can be
-    /// sent again once the body was sent to its end within the limit. It is sent as it was: the same frames, the same
-    /// trailers, the same size hint.
+    /// Nothing waits: frames pass as they come, and a copy of each is kept. What is kept can be sent again once the body was
+    /// sent to its end within the limit. It is sent as it was: the same frames, the same trailers, the same size hint. A
+    /// sender that stops at the announced length has sent no trailers, and neither does the replay.
+    ///
+    /// A frame of [`Bytes`] may be a small part of a large buffer, so its bytes are copied, lest the buffer be kept. Of other
+    /// data a clone is kept.
+    ///
+    /// The service beneath the layer then takes a `Request<ReplayBody<MyBody>>`; most clients take any body.
     ///
     /// For a body type of one's own, put it on above the layer:
     ///
@@ -98,7 +104,7 @@ impl<B: Body> ReplayBody<B> {
 impl<B> Body for ReplayBody<B>
 where
     B: Body,
-    B::Data: Clone,
+    B::Data: Clone + 'static,
 {
     type Data = B::Data;
     type Error = B::Error;
@@ -138,7 +144,7 @@ type NextFrame<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Er
 impl<B> Recorded<B>
 where
     B: Body,
-    B::Data: Clone,
+    B::Data: Clone + 'static,
 {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame<B> {
         let mut this = self.project();
@@ -159,7 +165,7 @@ where
 impl<B> ReplayableBody for ReplayBody<B>
 where
     B: Body,
-    B::Data: Clone,
+    B::Data: Clone + 'static,
 {
     type Kept = KeptBody<B::Data>;
 
@@ -205,7 +211,7 @@ struct Recorder<D> {
     to: oneshot::Sender<Tape<D>>,
 }
 
-impl<D: Buf + Clone> Recorder<D> {
+impl<D: Buf + Clone + 'static> Recorder<D> {
     fn start<B: Body<Data = D>>(body: &B, limit: usize, to: oneshot::Sender<Tape<D>>) -> Option<Self> {
         let size_hint = body.size_hint();
         let left = size_hint.exact();
@@ -215,7 +221,7 @@ impl<D: Buf + Clone> Recorder<D> {
         if was_end_stream { recorder.finish() } else { Some(recorder) }
     }
 
-    /// Keeps a clone of the frame, or ends the recording: if there is no room for it, no place after trailers, or no use
+    /// Keeps a copy of the frame, or ends the recording: if there is no room for it, no place after trailers, or no use
     /// because the request was answered or given up meanwhile.
     fn keep(mut self, frame: &Frame<D>) -> Option<Self> {
         if self.tape.trailers.is_some() || self.to.is_closed() {
@@ -226,8 +232,10 @@ impl<D: Buf + Clone> Recorder<D> {
             // A frame costs memory however small it is.
             self.room = self.room.checked_sub(length.max(size_of::<D>()))?;
             self.left = self.left.map(|left| left.saturating_sub(length as u64));
-            self.tape.frames.push(data.clone());
-        } else if let Some(trailers) = frame.trailers_ref() {
+            self.tape.frames.push(copy(data));
+        } else {
+            // Of a frame of a third kind nothing is known, so it ends the recording.
+            let trailers = frame.trailers_ref()?;
             self.room = self.room.checked_sub(cost(trailers))?;
             self.tape.trailers = Some(trailers.clone());
         }
@@ -242,6 +250,16 @@ impl<D> Recorder<D> {
         let _ = self.to.send(self.tape);
         None
     }
+}
+
+/// A copy that holds no more memory than the data is long. `Bytes` that were read from a socket share a buffer of
+/// kilobytes, however few they are.
+fn copy<D: Clone + 'static>(data: &D) -> D {
+    let any: &dyn Any = data;
+    let mut copy = any.downcast_ref().map(|bytes: &Bytes| Bytes::copy_from_slice(bytes));
+    let copy: &mut dyn Any = &mut copy;
+    // As a `D` again, which it is if there is one.
+    copy.downcast_mut().and_then(Option::take).unwrap_or_else(|| data.clone())
 }
 
 /// What trailers count: names and values, and a field at least as much as the handles that are kept of it.

@@ -17,7 +17,7 @@ use std::{
 use apsis_auth::{
     ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, BuildError, Once, ReplayBody, ReplayableBody, ResponseFuture,
 };
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use fastrand::Rng;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame, SizeHint};
@@ -360,6 +360,32 @@ async fn of_an_endless_body_no_more_is_held_than_the_limit_and_nothing_once_it_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_frames_that_are_parts_of_large_buffers_only_their_bytes_are_held() {
+    limited(async {
+        let (buffers, received) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let body = ReplayBody::new(Drip { left: 100, buffers: Arc::clone(&buffers) });
+        let client = World::new().layer().layer(service_fn(|request: Request<ReplayBody<Drip>>| {
+            let (buffers, received) = (Arc::clone(&buffers), Arc::clone(&received));
+            async move {
+                let mut body = request.into_body();
+                while let Some(frame) = body.frame().await {
+                    assert_eq!(frame?.into_data().unwrap(), "x");
+                    received.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(buffers.load(Ordering::Relaxed), 0);
+                }
+                Ok::<_, BoxError>(nth_answer(received.load(Ordering::Relaxed) / 100, ()))
+            }
+        }));
+
+        let response = client.oneshot(post(body)).await.unwrap();
+
+        assert!(matches!(response.extensions().get(), Some(AuthOutcome::Replayed)));
+        assert_eq!(received.load(Ordering::Relaxed), 200);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_a_body_that_goes_on_after_its_answer_nothing_more_is_held() {
     limited(async {
         let alive = Arc::new(AtomicUsize::new(0));
@@ -384,9 +410,9 @@ async fn of_a_body_that_goes_on_after_its_answer_nothing_more_is_held() {
 async fn of_a_body_that_is_accepted_nothing_is_held() {
     limited(async {
         let alive = Arc::new(AtomicUsize::new(0));
-        let frame = counted(100, &alive);
+        let frame = Shared(counted(100, &alive));
         let body = ReplayBody::new(Full::new(frame));
-        let client = World::new().layer().layer(service_fn(|request: Request<ReplayBody<Full<Bytes>>>| async {
+        let client = World::new().layer().layer(service_fn(|request: Request<ReplayBody<Full<Shared>>>| async {
             request.into_body().collect().await?;
             Ok::<_, BoxError>(Response::new(()))
         }));
@@ -825,11 +851,46 @@ struct Endless {
 }
 
 impl Body for Endless {
+    type Data = Shared;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Shared>, BoxError>>> {
+        Poll::Ready(Some(Ok(Frame::data(Shared(counted(self.length, &self.alive))))))
+    }
+}
+
+/// Data of which the layer knows nothing but that it can be cloned.
+#[derive(Clone)]
+struct Shared(Bytes);
+
+impl Buf for Shared {
+    fn remaining(&self) -> usize {
+        self.0.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.chunk()
+    }
+
+    fn advance(&mut self, by: usize) {
+        self.0.advance(by);
+    }
+}
+
+/// A body of single bytes, each of them in a buffer of its own, as a slow sender's are when they are read.
+struct Drip {
+    left: usize,
+    buffers: Arc<AtomicUsize>,
+}
+
+impl Body for Drip {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Poll::Ready(Some(Ok(Frame::data(counted(self.length, &self.alive)))))
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+        self.left = left;
+        Poll::Ready(Some(Ok(Frame::data(counted(8 * 1024, &self.buffers).slice(..1)))))
     }
 }
 
