@@ -41,7 +41,8 @@ use crate::{AuthError, Rejection, ReplayableBody, cache::Stamp, layer::Shared};
 pub enum AuthOutcome {
     /// The first answer was a rejection; this is the answer to the replay, rejected or not.
     Replayed,
-    /// Rejected, and the body could not be sent again. A renewal was asked for, for the next request.
+    /// Rejected, and not to be sent again: the body cannot be had again, or replay is switched off. A renewal was asked for,
+    /// for the next request.
     NotReplayable,
     /// Rejected, and no newer token could be had: cooling down after renewals that did not help, or a renewal that
     /// failed.
@@ -96,14 +97,20 @@ struct Unsent<S, B> {
     patience: Duration,
 }
 
-/// What is kept of a request that was sent.
+/// What is known of a request that was sent.
 struct Sent<S, B: ReplayableBody> {
-    inner: S,
     /// `None` of what is not to be sent again.
-    copy: Option<Copied<B>>,
+    again: Option<Again<S, B>>,
     generation: u64,
     replays: Option<Rejection>,
     patience: Duration,
+}
+
+/// What is kept of a request so that it can be sent again.
+struct Again<S, B: ReplayableBody> {
+    inner: S,
+    head: request::Parts,
+    kept: B::Kept,
 }
 
 impl<S, B> ResponseFuture<S, B>
@@ -119,18 +126,16 @@ where
         let patience = shared.cache.limits.max_wait;
         Self { state: State::wait(Unsent { inner, request, replays: None, patience }, &shared), shared }
     }
+}
 
-    /// Sends by the service that is `ready`; `inner` is for the replay.
-    pub(crate) fn send(ready: &mut S, inner: S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
-        let (generation, patience) = (stamp.generation, shared.cache.limits.max_wait);
-        let state = match keep_and_stamp(request, stamp, shared.replay_limit) {
-            Ok((request, copy)) => {
-                let sent = Sent { inner, copy, generation, replays: None, patience };
-                State::Sending { answer: ready.call(request), sent: Some(sent) }
-            }
-            Err(error) => State::Failed { error: Some(error) },
-        };
-        Self { state, shared }
+impl<S, B> ResponseFuture<S, B>
+where
+    S: Service<Request<B>> + Clone,
+    B: ReplayableBody,
+{
+    pub(crate) fn send(ready: &mut S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
+        let patience = shared.cache.limits.max_wait;
+        Self { state: State::send(ready, request, stamp, None, patience, &shared), shared }
     }
 }
 
@@ -209,6 +214,37 @@ where
     }
 }
 
+impl<S, B> State<S, B>
+where
+    S: Service<Request<B>> + Clone,
+    B: ReplayableBody,
+{
+    /// Adds the token in place of any other `authorization` and sends by the service that is `ready`. Before that it keeps
+    /// what is needed to do so again: the head, up to the limit the body, and a clone of the service.
+    fn send(
+        ready: &mut S,
+        request: Request<B>,
+        stamp: Stamp,
+        replays: Option<Rejection>,
+        patience: Duration,
+        shared: &Shared,
+    ) -> Self {
+        let (mut head, mut body) = request.into_parts();
+        let mut again = None;
+        // A replay is not sent a third time.
+        if let Some(limit) = shared.replay_limit.filter(|_| replays.is_none()) {
+            let (sent, kept) = body.keep(limit);
+            body = sent;
+            again = Some(Again { inner: ready.clone(), head: head.clone(), kept });
+        }
+        if head.headers.try_insert(AUTHORIZATION, stamp.header).is_err() {
+            return Self::Failed { error: Some(AuthError::TooManyHeaders) };
+        }
+        let answer = ready.call(Request::from_parts(head, body));
+        Self::Sending { answer, sent: Some(Sent { again, generation: stamp.generation, replays, patience }) }
+    }
+}
+
 impl<S, B> Unsent<S, B>
 where
     S: Service<Request<B>> + Clone,
@@ -221,19 +257,10 @@ where
             // The ready one holds a slot; its clone does not.
             return State::wait(Self { inner: inner.clone(), request, replays, patience }, shared);
         };
-        let generation = stamp.generation;
         if replays.is_some() {
-            tracing::debug!(generation, "replay");
+            tracing::debug!(generation = stamp.generation, "replay");
         }
-        // A replay is not sent a third time.
-        let limit = shared.replay_limit.filter(|_| replays.is_none());
-        match keep_and_stamp(request, stamp, limit) {
-            Ok((request, copy)) => {
-                let answer = inner.call(request);
-                State::Sending { answer, sent: Some(Sent { inner, copy, generation, replays, patience }) }
-            }
-            Err(error) => State::Failed { error: Some(error) },
-        }
+        State::send(&mut inner, request, stamp, replays, patience, shared)
     }
 }
 
@@ -282,30 +309,10 @@ where
 
     /// The request as it was sent, if its body can be had again.
     fn again(self, rejection: Rejection) -> Option<Unsent<S, B>> {
-        let (head, kept) = self.copy?;
+        let Again { inner, head, kept } = self.again?;
         let request = Request::from_parts(head, B::restore(kept)?);
-        Some(Unsent { inner: self.inner, request, replays: Some(rejection), patience: self.patience })
+        Some(Unsent { inner, request, replays: Some(rejection), patience: self.patience })
     }
-}
-
-type Copied<B> = (request::Parts, <B as ReplayableBody>::Kept);
-
-/// Adds the token in place of any other `authorization`, and keeps what is needed to send the request again: the head and,
-/// up to the limit, the body. Nothing without a limit.
-fn keep_and_stamp<B: ReplayableBody>(
-    request: Request<B>,
-    stamp: Stamp,
-    limit: Option<usize>,
-) -> Result<(Request<B>, Option<Copied<B>>), AuthError> {
-    let (mut head, mut body) = request.into_parts();
-    let mut copy = None;
-    if let Some(limit) = limit {
-        let (sent, kept) = body.keep(limit);
-        body = sent;
-        copy = Some((head.clone(), kept));
-    }
-    head.headers.try_insert(AUTHORIZATION, stamp.header).map_err(|_| AuthError::TooManyHeaders)?;
-    Ok((Request::from_parts(head, body), copy))
 }
 
 fn marked<ResBody>(mut response: Response<ResBody>, outcome: AuthOutcome) -> Response<ResBody> {

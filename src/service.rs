@@ -24,7 +24,12 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 ///
 /// # Cancellation
 ///
-/// A response future can be dropped at any time. A token request that it waited for goes on for the others.
+/// A response future can be dropped at any time; what was sent may have had its effect. A token request that it waited for
+/// goes on for the others.
+///
+/// # Panics
+///
+/// In tokio, where a request has to wait for a token in a runtime without a timer.
 ///
 /// # When it does not compile
 ///
@@ -32,12 +37,12 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 /// | --- | --- |
 /// | the request body is a [`ReplayableBody`] | above the layer `.map_request_body(ReplayBody::new)`, or `Once::new` |
 /// | the inner service is `Clone` | a client that is, or beneath the layer `.buffer(64)` (tower's feature `buffer`) |
-/// | it takes the same `Request<B>` | beneath the layer `.map_request_body(…)` |
+/// | it takes the same `Request<B>` | beneath the layer `.map_request_body(…)`; where it takes another type, `.map_request(…)` |
 /// | its response is a `Response` | beneath the layer `.map_response(…)` |
 /// | its error becomes a [`BoxError`]: an error that is `Send`, `Sync` and `'static`, or a string | beneath the layer `.map_err(…)` |
 ///
-/// `map_request_body` is of tower-http's `ServiceBuilderExt`, the others are of tower's `ServiceBuilder`. Nothing else needs
-/// to be `Send`, `Sync`, `Unpin` or `'static`. A future can be sent to another thread if the inner service, its future and its
+/// `map_request_body` is of tower-http's `ServiceBuilderExt`, the others are of tower's `ServiceBuilder`. For the layer nothing
+/// else needs to be `Send`, `Sync`, `Unpin` or `'static`. A future can be sent to another thread if the inner service, its future and its
 /// response can, and the request's body and what is kept of it.
 ///
 /// `implementation of From is not general enough`: a boxed inner service (`BoxCloneSyncService` and its like) in a task that
@@ -123,10 +128,7 @@ where
             return ResponseFuture::out_of_scope(self.inner.call(request), shared);
         }
         match shared.cache.stamp() {
-            Some(stamp) => {
-                let spare = self.inner.clone();
-                ResponseFuture::send(&mut self.inner, spare, request, stamp, shared)
-            }
+            Some(stamp) => ResponseFuture::send(&mut self.inner, request, stamp, shared),
             None => {
                 // The one that is ready may hold a slot, which a waiting request must not: it goes, and the request gets
                 // itself ready when the token is there.
