@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use http::Request;
+use http::{Method, Request, header::HOST};
 use tower::Layer;
 
 use crate::{
@@ -63,14 +63,16 @@ impl Shared {
     }
 
     /// Says that a request goes to another origin and so without a token. Loud the first time: it may be a mistake in a
-    /// URL, which would look like a token that is rejected.
+    /// URL, which would look like a token that is rejected. Not so a tunnel, which never has one.
     pub(crate) fn trace_out_of_scope<B>(&self, request: &Request<B>) {
-        let (scheme, host) = (request.uri().scheme_str(), request.uri().host());
+        let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        let (scheme, host) = (request.uri().scheme_str(), request.uri().host().or_else(named));
         let (port, base) = (request.uri().port_u16(), &self.cache.source.url);
-        if self.out_of_scope_was_told.swap(true, Ordering::Relaxed) {
-            tracing::debug!(scheme, host, port, %base, "out of scope: sent without a token");
+        let method = request.method();
+        if *method == Method::CONNECT || self.out_of_scope_was_told.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%method, scheme, host, port, %base, "out of scope: sent without a token");
         } else {
-            tracing::warn!(scheme, host, port, %base, "out of scope: sent without a token");
+            tracing::warn!(%method, scheme, host, port, %base, "out of scope: sent without a token");
         }
     }
 }
@@ -104,8 +106,20 @@ impl ApsisAuthLayer {
     }
 }
 
-// `Clone` is needed to call the service. Asked for here, the compiler says so where the stack is built.
-impl<S: Clone> Layer<S> for ApsisAuthLayer {
+/// What the layer wraps: anything that is [`Clone`]. There is nothing to implement.
+///
+/// It is here for what the compiler says where a client is not: the remedy, where the stack is built.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not `Clone`, which the layer needs to send a request a second time",
+    label = "not `Clone`",
+    note = "put a buffer beneath the layer, `.buffer(64)` (tower's feature `buffer`), or take a client that is `Clone`"
+)]
+pub trait CloneInner: Clone {}
+
+#[diagnostic::do_not_recommend]
+impl<S: Clone> CloneInner for S {}
+
+impl<S: CloneInner> Layer<S> for ApsisAuthLayer {
     type Service = ApsisAuth<S>;
 
     fn layer(&self, inner: S) -> ApsisAuth<S> {

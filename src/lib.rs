@@ -44,7 +44,8 @@
 //! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
 //!    host, port) of the base URL, and those that the builder is given besides; `CONNECT` never is.
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
-//! 7. Nothing is lost: what cannot be renewed or replayed comes back as the API said it, body and all.
+//! 7. No rejection is lost: where there is no newer token, or the body cannot be sent again, it comes back as the API said
+//!    it, body and all. Where there is, the outcome is the replay's.
 //!
 //! A token stays current until a newer one replaces it or it expires; a
 //! rejection starts a renewal and does nothing else. No request is sent twice with one generation.
@@ -70,7 +71,7 @@
 //! | refresh is due | at a draw between 75 and 90 % of the lifetime, once per token |
 //! | margin | the smaller of 60 s and a tenth of the lifetime |
 //! | pauses within a flight | 2 s, doubling, each drawn from its upper half; `Retry-After` if longer and it fits |
-//! | grounded after a transient failure | 5 s, doubling to 60 s; `Retry-After` if longer, at most 15 min |
+//! | grounded after a transient failure | 5 s, doubling to 60 s; `Retry-After` if longer, at most 15 min; until there is room in the budget |
 //! | grounded after 429 | `Retry-After` (at most 15 min) and up to a tenth; without it 60 s and a draw from 60 s, doubling, at most 1 h |
 //! | grounded after a refusal | 30 s, doubling to 15 min |
 //! | renewals that did not help | 401: 15, 30, 60, 60 … s; 403: 1, 2, 4, 8, 15, 15 … min |
@@ -89,19 +90,20 @@
 //!
 //! # The stack
 //!
-//! The layer needs an inner service that is `Clone`, and clones it once for each request in scope. A request with a good
-//! token takes the ready one; one that has to wait for a token gives it up and gets ready again later, so that it holds no
-//! slot or permit while it waits. A replay, too, waits for the inner service to be ready. Services and futures are `Send`
-//! and `Sync` where the inner ones and the bodies are. What else is needed, and what to do where it is not so, is said
-//! [at the service](ApsisAuth#when-it-does-not-compile).
+//! The layer needs an inner service that is `Clone`, and clones it once for each request in scope that may be replayed, more
+//! often for one that has to wait. A request with a good token takes the ready one; one that has to wait for a token gives
+//! it up and gets ready again later, so that it holds no slot or permit while it waits. A replay, too, waits for the inner
+//! service to be ready. Services and futures are `Send` and `Sync` where the inner ones and the bodies are. What else is
+//! needed, and what to do where it is not so, is said [at the service](ApsisAuth#when-it-does-not-compile).
 //!
 //! Beneath a `LoadShed`, nobody is shed for those who wait for a token. If there is no capacity when their turn comes, they
 //! are shed like anybody, replays included; the error is tower's.
 //!
 //! A rejected response is held until there is a newer token, so that it can be returned whole if there is none. Then it is
-//! dropped, and the outcome is the replay's, an error of the inner service included. On an HTTP/1 connection a small body
-//! with a `content-length` is in nobody's way meanwhile. Any other keeps the connection busy, and dropping a large one
-//! closes it: a pool has another one for the replay, a lone connection has not, and the replay fails with its error.
+//! dropped, and the outcome is the replay's: an answer, an error of the inner service, or one of ours if the new token dies
+//! before the inner service is ready. Meanwhile the response keeps what is its own. On an HTTP/1 connection a small body
+//! with a `content-length` is in nobody's way. Any other keeps the connection busy, and dropping a large one closes it: a
+//! pool has another one for the replay, a lone connection has not, and the replay fails with its error.
 //!
 //! A time limit above the layer should be longer than its longest wait for a token, or a token that cannot be had looks like
 //! an API that does not answer.
@@ -116,11 +118,12 @@
 //!
 //! | what | what the layer does |
 //! | --- | --- |
-//! | `CONNECT`, extended or not | Out of scope: sent as it is, without the token; a tunnel that it opens comes back whole. Its fields are for the proxy (RFC 9110 §9.3.6). |
+//! | `CONNECT` | Out of scope: sent as it is, without the token; a tunnel that it opens comes back whole. Its fields are for the proxy (RFC 9110 §9.3.6). |
+//! | extended `CONNECT` | The same, although its fields are for the API (RFC 8441 §4): put the token on by a [`TokenHandle`]. |
 //! | `Upgrade` | A request like others: it gets the token and is replayed. A 101 comes back with its extensions, so the connection can be taken over, after a replay too (RFC 9110 §7.8). |
 //! | `Expect: 100-continue` | Goes out as it is, with the replay too; a 417 is no rejection (RFC 9110 §10.1.1). A body that streams and was not asked for is not replayed. |
 //! | `HEAD` | Replayed as `HEAD` (RFC 9110 §9.3.2). |
-//! | `OPTIONS *` and other requests without a host | In scope, unless `Host` names another (RFC 9112 §3.2). |
+//! | `OPTIONS *` and other requests without a host | In scope, unless a `Host` field names another, or there are two (RFC 9112 §3.2). |
 //! | trailers | Those of a request are replayed, and count against the replay limit; those of an answer arrive as they came (RFC 9110 §6.5). |
 //! | an `Authorization` of its own | In scope replaced, however many there are; out of scope left alone (RFC 9110 §11.6.2). |
 //! | `Proxy-Authorization`, `Cookie` | Left alone: they are for somebody else (RFC 9110 §11.7.2). |
@@ -143,7 +146,7 @@
 //! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
 //! | replay, replay accepted | `DEBUG` | `generation` |
 //! | no renewal, after a request that cannot be replayed | `DEBUG` | `generation`, `error` |
-//! | out of scope: sent without a token | `WARN` the first time, then `DEBUG` | `scheme`, `host`, `port`, and as `base` the token endpoint |
+//! | out of scope: sent without a token | `WARN` the first time, then `DEBUG`; of a `CONNECT` always `DEBUG` | `method`, as far as they are known `scheme`, `host` and `port`, and as `base` the token endpoint |
 //!
 //! # Where things are
 //!
@@ -210,7 +213,7 @@ pub use credentials::{ClientCredentials, Region};
 pub use error::{AuthError, BuildError, RetryAt};
 pub use future::{AuthOutcome, ResponseFuture};
 pub use handle::{Grounded, Snapshot, TokenHandle, TokenState};
-pub use layer::ApsisAuthLayer;
+pub use layer::{ApsisAuthLayer, CloneInner};
 pub use origin::BaseUrl;
 pub use rejection::{Rejection, default_rejection_rule};
 pub use replay::ReplayableBody;

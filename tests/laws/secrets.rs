@@ -627,19 +627,26 @@ async fn a_renewal_that_did_not_help_is_one_warning() {
 
 /// Else a mistake in a URL looks like a token that is rejected, and nothing says why.
 #[tokio::test(start_paused = true)]
-async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not() {
+async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not_nor_is_a_tunnel() {
     limited(async {
         let journal = Journal::listening();
         let world = World::new();
         let client = world.client();
-        for _ in 0..3 {
-            let elsewhere = Request::get("https://api-apac.apsis.one/audience/keyspaces");
-            send(&client, elsewhere.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+        let tunnel = Request::connect("api.apsis.one:443");
+        let elsewhere = || Request::get("https://api-apac.apsis.one/audience/keyspaces");
+        let by_host = Request::get("/audience/keyspaces").header("host", "localhost");
+        for request in [tunnel, elsewhere(), elsewhere(), by_host] {
+            send(&client, request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
         }
         let said = journal.said(|said| said.field("message") == "out of scope: sent without a token");
-        let levels: Vec<_> = said.iter().map(|said| said.level).collect();
-        assert_eq!(levels, [Level::WARN, Level::DEBUG, Level::DEBUG]);
-        assert!(said[0].field("host").contains("api-apac.apsis.one"), "{said:?}");
+        let told: Vec<_> = said.iter().map(|said| (said.level, said.field("method"), said.field("host"))).collect();
+        let expected = [
+            (Level::DEBUG, "CONNECT", "\"api.apsis.one\""),
+            (Level::WARN, "GET", "\"api-apac.apsis.one\""),
+            (Level::DEBUG, "GET", "\"api-apac.apsis.one\""),
+            (Level::DEBUG, "GET", "\"localhost\""),
+        ];
+        assert_eq!(told, expected);
     })
     .await;
 }

@@ -46,8 +46,16 @@ fn of_an_unknown_body_it_says_what_to_wrap_it_in() {
 }
 
 #[test]
-fn of_a_service_that_is_not_clone_it_says_so_where_the_stack_is_built() {
-    assert_said("buffer", &["BoxService<", ": Clone` is not satisfied", "`ApsisAuthLayer` to implement"]);
+fn of_a_service_that_is_not_clone_it_says_what_to_do_where_the_stack_is_built() {
+    assert_said(
+        "buffer",
+        &[
+            "` is not `Clone`, which the layer needs to send a request a second time",
+            "not `Clone`",
+            "put a buffer beneath the layer, `.buffer(64)`",
+            "`ApsisAuthLayer` to implement",
+        ],
+    );
 }
 
 #[test]
