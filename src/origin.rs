@@ -15,8 +15,8 @@ use crate::{Region, error::BuildError};
 /// user information, query or fragment. A path is kept: the token request goes to `{base}/oauth/token`.
 ///
 /// In scope, so that they get the token, are requests to the URL's origin (scheme, host, port), whatever the path. A request
-/// without scheme and host, in origin form, is in scope unless its `Host` field names another host, or is no host and port:
-/// it goes wherever the client underneath is connected.
+/// without scheme and host, in origin form, goes wherever the client underneath is connected. It is in scope unless it has a
+/// `Host` field that names another host, or more than one, or one that is no host and port.
 ///
 /// ```
 /// use apsis_auth::{BaseUrl, Region};
@@ -132,7 +132,8 @@ impl Origin {
 
     /// Whether `request` goes to this origin, so that it may carry the token.
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
-        // CONNECT asks a proxy for a tunnel: its target is not the one that reads the headers (RFC 9110 §9.3.6).
+        // CONNECT asks a proxy for a tunnel: its target is not the one that reads the headers (RFC 9110 §9.3.6). An
+        // extended one (RFC 8441 §4) goes by the same method, and is left alone with it.
         if request.method() == Method::CONNECT {
             return false;
         }
@@ -169,7 +170,8 @@ fn without_userinfo(authority: &Authority) -> &str {
 fn port(after_host: &str, default_port: u16) -> Option<u16> {
     match after_host {
         "" | ":" => Some(default_port),
-        port => port.strip_prefix(':')?.parse().ok(),
+        // The standard library's parser takes a plus.
+        port => port.strip_prefix(':').filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok(),
     }
 }
 

@@ -68,6 +68,7 @@ async fn a_request_out_of_scope_arrives_as_it_is_and_needs_no_token() {
             ("/audience/keyspaces", Some("www.api.apsis.one")),
             ("/audience/keyspaces", Some("api.apsis.on")),
             ("/audience/keyspaces", Some("api.apsis.one:443:443")),
+            ("/audience/keyspaces", Some("api.apsis.one:+443")),
             ("/audience/keyspaces", Some("api.apsis.one:443@evil.example")),
             // A `Host` has no user information.
             ("/audience/keyspaces", Some("evil.example/@api.apsis.one")),

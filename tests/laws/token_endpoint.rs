@@ -691,6 +691,7 @@ fn a_base_url_that_cannot_be_used_does_not_build() {
         ("https://api.apsis.one:99999999999999999999", "its port"),
         ("https://api.apsis.one:https", "its port"),
         ("https://api.apsis.one:-1", "its port"),
+        ("https://api.apsis.one:+443", "its port"),
     ] {
         let error = build(base).unwrap_err();
         let BuildError::BaseUrl { url, problem, .. } = &error else { panic!("{base}: {error:?}") };
