@@ -82,9 +82,10 @@ impl ApsisAuthBuilder {
     /// The service that sends token requests, instead of the default HTTPS transport.
     ///
     /// Best not the service that the layer wraps: a full one can then not delay a refresh. It may share a limit or a buffer
-    /// with that one, since no waiting request holds a permit or a slot; a token request then takes its turn among the others,
-    /// within [`attempt_timeout`](Self::attempt_timeout). It must not share a lone HTTP/1 connection: a large rejection that
-    /// is not read yet keeps the token request out until its time is up, and is then returned instead of renewed.
+    /// with that one, as tower's are, which let go when there is a response: no waiting request then holds a permit or a
+    /// slot, and a token request takes its turn among the others, within [`attempt_timeout`](Self::attempt_timeout). It must
+    /// not share what a response keeps, such as a lone HTTP/1 connection: a large rejection that is not read yet keeps the
+    /// token request out until its time is up, and is then returned instead of renewed.
     ///
     /// It must not follow redirects, which could carry the secret elsewhere; with reqwest that is `redirect::Policy::none()`.
     /// Nor must it log the requests' bodies, which hold the secret. It needs no time limit of its own.
@@ -116,8 +117,10 @@ impl ApsisAuthBuilder {
 
     /// The longest a request waits for a token; then it fails with [`AuthError::TimedOut`](crate::AuthError::TimedOut).
     ///
-    /// More than zero, at most an hour. A request never waits while a valid token is at hand. A time limit above the layer
-    /// should be longer, or a token that cannot be had looks like an API that does not answer.
+    /// More than zero, at most an hour. A request never waits while a valid token is at hand. One that was rejected gets its
+    /// rejection back instead of the error. A time limit above the layer should be longer, or a token that cannot be had looks
+    /// like an API that does not answer. If it is shorter than a flight, the error comes before the flight's own, which would
+    /// name the cause.
     ///
     /// Default: 30 seconds.
     pub fn max_wait(mut self, wait: Duration) -> Self {
@@ -159,7 +162,7 @@ impl ApsisAuthBuilder {
     /// How many bytes of a streaming body are kept for a replay. A request whose body is larger is not replayed.
     ///
     /// A frame counts at least as much as the handle that is kept of it, for [`Bytes`] a few dozen bytes: so the limit holds
-    /// for a body of tiny frames, too. So do trailers, by their names and values, field by field.
+    /// for a body of tiny frames, too. So do trailers, by their names and values, field by field. Of a [`String`], all counts.
     ///
     /// Bodies that share their memory with a clone are kept whatever their size; see
     /// [`ReplayableBody`](crate::ReplayableBody).

@@ -223,7 +223,7 @@ pub enum BuildError {
         /// What was given.
         name: String,
     },
-    /// The base URL cannot be used.
+    /// The base URL, or that of a further origin, cannot be used.
     #[error("the base URL {url:?} cannot be used: {problem}; it is written like https://api.apsis.one")]
     #[non_exhaustive]
     BaseUrl {

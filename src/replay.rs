@@ -22,7 +22,7 @@ use crate::replay_body::{KeptBody, ReplayBody};
 ///
 /// | body | what is kept |
 /// | --- | --- |
-/// | [`Full`], [`Bytes`], [`Empty`], `()` | a clone, which shares the memory |
+/// | [`Full`], [`Bytes`], [`Empty`], `()` | a clone, whatever its size; of [`Bytes`] it shares the memory |
 /// | [`String`] | a copy, if it is within the limit |
 /// | [`BoxBody`], [`UnsyncBoxBody`] | what streams through, up to the limit |
 /// | `axum::body::Body` (feature `axum`), `reqwest::Body` (feature `reqwest`) | the same; a reqwest body that is in memory: a clone |
@@ -43,7 +43,7 @@ pub trait ReplayableBody: Sized {
     /// What is kept while the body is on its way.
     type Kept;
 
-    /// Gives the body back together with what is kept of it, at most `limit` bytes.
+    /// Gives the body back together with what is kept of it: of memory that is not shared with the body, at most `limit` bytes.
     fn keep(self, limit: usize) -> (Self, Self::Kept);
 
     /// The body as it was when it was kept, or `None` if it cannot be had again; then the request is not replayed.
