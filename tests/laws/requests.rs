@@ -621,7 +621,8 @@ where
     match outcome(&response) {
         None => tally.accepted += 1,
         Some(AuthOutcome::Replayed) => tally.replayed += 1,
-        Some(_) => tally.rejected += 1,
+        Some(AuthOutcome::NotReplayable) => tally.rejected += 1,
+        Some(other) => panic!("{what}: {other:?}"),
     }
     assert_eq!(matches!(outcome(&response), Some(AuthOutcome::Replayed)), sent.len() == 2, "{what}");
 }

@@ -1,23 +1,20 @@
 //! What the laws are tested with: a world with APSIS One in it, and clocks that are turned by hand.
 
 use std::{
-    convert::Infallible,
     fmt,
     future::ready,
     panic::resume_unwind,
-    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
         mpsc,
     },
-    task::{Context, Poll},
     thread,
     time::{Duration, SystemTime},
 };
 
 use apsis_auth::{
-    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, ClientCredentials, ReplayableBody, TokenHandle,
+    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, ClientCredentials, Once, TokenHandle,
     emulator::{Answer, Emulator},
 };
 use bytes::Bytes;
@@ -209,38 +206,9 @@ pub(crate) fn answer(status: StatusCode, body: &str) -> Response<String> {
     response
 }
 
-// A body that cannot be sent again, for the chapters on rejections and on what is said of them.
-
-/// A body that is gone once it was sent.
-#[derive(Debug)]
-pub(crate) struct Once(Full<Bytes>);
-
-impl ReplayableBody for Once {
-    type Kept = ();
-
-    fn keep(self, _: usize) -> (Self, ()) {
-        (self, ())
-    }
-
-    fn restore((): ()) -> Option<Self> {
-        None
-    }
-}
-
-pub(crate) fn once() -> Request<Once> {
-    keyspaces().map(Once)
-}
-
-impl http_body::Body for Once {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
+/// A request whose body cannot be sent again.
+pub(crate) fn once() -> Request<Once<Full<Bytes>>> {
+    keyspaces().map(Once::new)
 }
 
 // Everything that happens, for those who look at the cache meanwhile.

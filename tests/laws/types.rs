@@ -56,13 +56,6 @@ trait Otherwise {
 impl<T> Otherwise for T {}
 
 #[test]
-fn services_and_futures_are_send_and_sync_with_the_inner_ones() {
-    fn check<T: Send + Sync + 'static>() {}
-    check::<ApsisAuth<Answering>>();
-    check::<ResponseFuture<Answering, Nothing>>();
-}
-
-#[test]
 fn a_service_is_what_the_inner_one_is() {
     const {
         assert!(has!(ApsisAuth<Inner>: Send) && has!(ApsisAuth<Inner>: Sync) && has!(ApsisAuth<Inner>: Unpin));
@@ -254,6 +247,8 @@ async fn what_is_printed_has_its_name_and_little_else() {
         assert_eq!(format!("{sent:?} {kept:?}"), "ReplayBody { .. } KeptBody { .. }");
         assert_eq!(format!("{:?}", Once::new(Nothing::new())), "Once { .. }");
         assert_eq!(format!("{:?}", layer.layer(Inner::<()>::default()).call(keyspaces())), "ResponseFuture { .. }");
+        let builder = World::new().builder().rejection_rule(|_, _| None);
+        assert!(format!("{builder:?}").contains("Rule { .. }"), "{builder:?}");
         assert!(format!("{layer:?}").contains("TokenCache { current: None"), "{layer:?}");
         layer.handle().warm_up().await.unwrap();
         assert!(format!("{layer:?}").contains("TokenCache { current: Some("), "{layer:?}");
@@ -265,6 +260,7 @@ async fn what_is_printed_has_its_name_and_little_else() {
 fn every_public_type_can_be_sent_shared_and_printed() {
     fn check<T: Send + Sync + Debug + 'static>() {}
     check::<AccessToken>();
+    check::<ApsisAuth<Answering>>();
     check::<ApsisAuthBuilder>();
     check::<ApsisAuthLayer>();
     check::<AuthError>();
@@ -275,8 +271,10 @@ fn every_public_type_can_be_sent_shared_and_printed() {
     check::<Grounded>();
     #[cfg(feature = "client")]
     check::<apsis_auth::HttpsTransport>();
+    check::<Once<Nothing>>();
     check::<Region>();
     check::<Rejection>();
+    check::<ReplayBody<Nothing>>();
     check::<ResponseFuture<Answering, Nothing>>();
     check::<RetryAt>();
     check::<Snapshot>();
