@@ -163,6 +163,7 @@ impl ApsisAuthBuilder {
     ///
     /// A frame counts at least as much as the handle that is kept of it, for [`Bytes`] a few dozen bytes: so the limit holds
     /// for a body of tiny frames, too. So do trailers, by their names and values, field by field. Of a [`String`], all counts.
+    /// What a frame of some KiB keeps beyond its length, the rest of the buffer it was read into, does not.
     ///
     /// Bodies that share their memory with a clone are kept whatever their size; see
     /// [`ReplayableBody`](crate::ReplayableBody).

@@ -19,12 +19,12 @@ use crate::ReplayableBody;
 pin_project! {
     /// A body that keeps what streams through it, up to the layer's limit, so that it can be sent a second time.
     ///
-    /// Nothing waits: frames pass as they come, and a copy of each is kept. What is kept can be sent again once the body was
+    /// Nothing waits: frames pass as they come. What is kept can be sent again once the body was
     /// sent to its end within the limit. It is sent as it was: the same frames, the same trailers, the same size hint. A
     /// sender that stops at the announced length has sent no trailers, and neither does the replay.
     ///
-    /// A frame of [`Bytes`] may be a small part of a large buffer, so its bytes are copied, lest the buffer be kept. Of other
-    /// data a clone is kept.
+    /// A frame of less than 4 KiB of [`Bytes`] may be a small part of a large buffer, so its bytes are copied, lest the buffer
+    /// be kept. Of larger ones, and of other data, a clone is kept.
     ///
     /// The service beneath the layer then takes a `Request<ReplayBody<MyBody>>`; most clients take any body.
     ///
@@ -252,11 +252,15 @@ impl<D> Recorder<D> {
     }
 }
 
-/// A copy that holds no more memory than the data is long. `Bytes` that were read from a socket share a buffer of
-/// kilobytes, however few they are.
+/// From here on a clone is kept. The buffers of hyper's connections begin at 8 KiB, so it keeps not much more than itself.
+const LARGE: usize = 4 * 1024;
+
+/// A copy of what is small, so that it holds no more memory than it is long: `Bytes` that were read from a socket share a
+/// buffer of kilobytes, however few they are. A clone of anything else.
 fn copy<D: Clone + 'static>(data: &D) -> D {
     let any: &dyn Any = data;
-    let mut copy = any.downcast_ref().map(|bytes: &Bytes| Bytes::copy_from_slice(bytes));
+    let small = any.downcast_ref().filter(|bytes: &&Bytes| bytes.len() < LARGE);
+    let mut copy = small.map(|bytes| Bytes::copy_from_slice(bytes));
     let copy: &mut dyn Any = &mut copy;
     // As a `D` again, which it is if there is one.
     copy.downcast_mut().and_then(Option::take).unwrap_or_else(|| data.clone())
