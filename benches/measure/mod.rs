@@ -1,0 +1,122 @@
+//! What is measured: one request to a service that answers at once, from its making to its answer.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    hint::black_box,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use apsis_auth::{ApsisAuth, ApsisAuthLayer, ClientCredentials};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http_body_util::Full;
+use tower::{Layer, Service, service_fn};
+
+/// The body of a request, and of an answer.
+pub(crate) type Body = Full<Bytes>;
+
+const TOKEN_LENGTH: usize = 1024;
+
+/// The service that is wrapped: it answers at once and costs next to nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Api;
+
+impl Service<Request<Body>> for Api {
+    type Response = Response<()>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<()>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        black_box(&request);
+        ready(Ok(Response::new(())))
+    }
+}
+
+/// The least that a layer can do: it puts a header on that never changes, and hands on the inner future.
+#[derive(Clone, Debug)]
+pub(crate) struct StaticHeader<S> {
+    inner: S,
+    header: HeaderValue,
+}
+
+impl<S> StaticHeader<S> {
+    /// Around a service, with a token as long as the measured one.
+    pub(crate) fn new(inner: S) -> Self {
+        let mut header = HeaderValue::try_from(format!("Bearer {}", token())).expect("a token is a header value");
+        header.set_sensitive(true);
+        Self { inner, header }
+    }
+}
+
+impl<S: Service<Request<Body>>> Service<Request<Body>> for StaticHeader<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> S::Future {
+        request.headers_mut().insert(header::AUTHORIZATION, self.header.clone());
+        self.inner.call(request)
+    }
+}
+
+/// The layer around a service, with a token at hand.
+pub(crate) fn ours<S: Clone>(inner: S, with_replay: bool) -> ApsisAuth<S> {
+    let endpoint = service_fn(async |_: Request<Full<Bytes>>| {
+        let answer = format!(r#"{{"access_token":"{}","expires_in":86400,"token_type":"Bearer"}}"#, token());
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(answer)))
+    });
+    let credentials = ClientCredentials::new("client-id", "secret").expect("they are not empty");
+    let builder = ApsisAuthLayer::builder(credentials, "https://api.apsis.one").transport(endpoint);
+    let builder = if with_replay { builder } else { builder.without_replay() };
+    let layer = builder.build().expect("the settings are the default ones");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(layer.handle().warm_up()).expect("the endpoint always has a token");
+    layer.layer(inner)
+}
+
+fn token() -> String {
+    "t".repeat(TOKEN_LENGTH)
+}
+
+/// An absolute URI, and six header fields with room for a seventh.
+pub(crate) fn request(body: Bytes) -> Request<Body> {
+    let mut headers = HeaderMap::with_capacity(7);
+    for (name, value) in FIELDS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let mut request = Request::new(Full::new(body));
+    *request.uri_mut() =
+        http::Uri::from_static("https://api.apsis.one/audience/keyspaces/crm/profiles/andy.demo%40apsis.com");
+    *request.headers_mut() = headers;
+    request
+}
+
+const FIELDS: [(HeaderName, &str); 6] = [
+    (header::ACCEPT, "application/json"),
+    (header::ACCEPT_ENCODING, "gzip, br"),
+    (header::CONTENT_TYPE, "application/json"),
+    (header::CONTENT_LENGTH, "1024"),
+    (header::USER_AGENT, "shop/1.0"),
+    (HeaderName::from_static("x-request-id"), "0af7651916cd43dd8448eb211c80319c"),
+];
+
+/// Sends one request by a service that is kept, and drops the answer.
+pub(crate) fn send<S>(service: &mut S, request: Request<Body>)
+where
+    S: Service<Request<Body>, Response = Response<()>>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))), "it is always ready");
+    let Poll::Ready(Ok(answer)) = pin!(service.call(request)).poll(&mut cx) else { panic!("it answers at once") };
+    black_box(answer);
+}
