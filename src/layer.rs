@@ -65,7 +65,8 @@ impl Shared {
     /// Says that a request goes to another origin and so without a token. Loud the first time: it may be a mistake in a
     /// URL, which would look like a token that is rejected. Not so a tunnel, which never has one.
     pub(crate) fn trace_out_of_scope<B>(&self, request: &Request<B>) {
-        let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        // What stands before an `@` may be a password.
+        let named = || request.headers().get(HOST)?.to_str().ok()?.rsplit('@').next();
         let (scheme, host) = (request.uri().scheme_str(), request.uri().host().or_else(named));
         let (port, base) = (request.uri().port_u16(), &self.cache.source.url);
         let method = request.method();

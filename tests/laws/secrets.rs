@@ -635,7 +635,8 @@ async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not_nor_
         let tunnel = Request::connect("api.apsis.one:443");
         let elsewhere = || Request::get("https://api-apac.apsis.one/audience/keyspaces");
         let by_host = Request::get("/audience/keyspaces").header("host", "localhost");
-        for request in [tunnel, elsewhere(), elsewhere(), by_host] {
+        let by_user = Request::get("/audience/keyspaces").header("host", "me:my-password@elsewhere.example");
+        for request in [tunnel, elsewhere(), elsewhere(), by_host, by_user] {
             send(&client, request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
         }
         let said = journal.said(|said| said.field("message") == "out of scope: sent without a token");
@@ -645,6 +646,8 @@ async fn the_first_request_out_of_scope_is_a_warning_and_the_others_are_not_nor_
             (Level::WARN, "GET", "\"api-apac.apsis.one\""),
             (Level::DEBUG, "GET", "\"api-apac.apsis.one\""),
             (Level::DEBUG, "GET", "\"localhost\""),
+            // Not what may be a password.
+            (Level::DEBUG, "GET", "\"elsewhere.example\""),
         ];
         assert_eq!(told, expected);
     })
