@@ -19,12 +19,13 @@ use crate::ReplayableBody;
 pin_project! {
     /// A body that keeps what streams through it, up to the layer's limit, so that it can be sent a second time.
     ///
-    /// Nothing waits: frames pass as they come. What is kept can be sent again once the body was
-    /// sent to its end within the limit. It is sent as it was: the same frames, the same trailers, the same size hint. A
-    /// sender that stops at the announced length has sent no trailers, and neither does the replay.
+    /// Nothing waits: frames pass as they come. What is kept can be sent again once the body was sent to its end within the
+    /// limit. It is sent as it was: the same frames, the same trailers, the same size hint. A sender that stops at the
+    /// announced length has sent no trailers, and neither does the replay.
     ///
     /// A frame of less than 4 KiB of [`Bytes`] may be a small part of a large buffer, so its bytes are copied, lest the buffer
-    /// be kept. Of larger ones, and of other data, a clone is kept.
+    /// be kept. Of larger ones, and of other data, a clone is kept. So the data is `Clone`, and
+    /// `'static`, since its type is looked up.
     ///
     /// The service beneath the layer then takes a `Request<ReplayBody<MyBody>>`; most clients take any body.
     ///

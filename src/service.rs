@@ -42,8 +42,9 @@ use crate::{ReplayableBody, ResponseFuture, layer::Shared};
 /// | its error becomes a [`BoxError`]: an error that is `Send`, `Sync` and `'static`, or a string | beneath the layer `.map_err(…)` |
 ///
 /// `map_request_body` is of tower-http's `ServiceBuilderExt`, the others are of tower's `ServiceBuilder`. For the layer nothing
-/// else needs to be `Send`, `Sync`, `Unpin` or `'static`. A future can be sent to another thread if the inner service, its future and its
-/// response can, and the request's body and what is kept of it.
+/// else needs to be `Send`, `Sync`, `Unpin` or `'static`, but for the data of a [`ReplayBody`](crate::ReplayBody), which is
+/// `Clone` and `'static`. A future can be sent to another thread if the inner service, its future and its response can, and
+/// the request's body and what is kept of it.
 ///
 /// `implementation of From is not general enough`: a boxed inner service (`BoxCloneSyncService` and its like) in a task that
 /// is spawned, where the compiler cannot follow, with tower's own layers neither. The remedy is to box the finished client,
