@@ -10,14 +10,16 @@ use std::{
     pin::pin,
     sync::{
         Arc, Barrier,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::Duration,
 };
 
-use apsis_auth::{ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, ClientCredentials, ReplayableBody};
+use apsis_auth::{
+    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, ClientCredentials, ReplayableBody, TokenHandle,
+};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
@@ -26,6 +28,8 @@ use http::{
 use http_body_util::{Empty, Full};
 use tokio::{
     runtime::Builder,
+    spawn,
+    task::yield_now,
     time::{advance, sleep},
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
@@ -198,7 +202,7 @@ async fn a_request_out_of_scope_costs_the_mark_in_its_response_and_nothing_else(
     .await;
 }
 
-// Law 35: no growth.
+// Law 35: no stale generation, no growth.
 
 #[test]
 fn ten_thousand_renewals_leave_nothing_behind() {
@@ -227,6 +231,78 @@ fn ten_thousand_renewals_leave_nothing_behind() {
 
     assert_eq!(handle.snapshot().token.unwrap().generation, 10_000);
     assert_eq!(traffic.taken, traffic.given_back);
+}
+
+#[test]
+fn a_renewal_each_millisecond_under_load_leaves_no_stale_token_in_use_and_nothing_behind() {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let layer = with_numbered_tokens();
+    let (client, handle) = (layer.layer(telling_api()), layer.handle());
+    let crossed = Arc::new(AtomicUsize::new(0));
+    let renew = |times| {
+        runtime.block_on(limited(async {
+            handle.renew().await.unwrap();
+            let goes_on = Arc::new(AtomicBool::new(true));
+            let callers = [(); 4].map(|()| {
+                let (client, handle) = (client.clone(), handle.clone());
+                let (goes_on, crossed) = (Arc::clone(&goes_on), Arc::clone(&crossed));
+                spawn(async move {
+                    while goes_on.load(Ordering::Relaxed) {
+                        // Before, during and after the flight of this millisecond.
+                        for _ in 0..8 {
+                            let seen = newest(&handle);
+                            assert!(stamped_by(&client).await >= seen);
+                            crossed.fetch_add(usize::from(newest(&handle) > seen), Ordering::Relaxed);
+                        }
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                })
+            });
+            for _ in 0..times {
+                sleep(Duration::from_millis(1)).await;
+                let renewed = handle.renew().await.unwrap();
+                assert_eq!(stamped_by(&client).await, renewed.generation());
+            }
+            goes_on.store(false, Ordering::Relaxed);
+            for caller in callers {
+                caller.await.unwrap();
+            }
+        }));
+        // The budget keeps a minute's attempts.
+        runtime.block_on(advance(Duration::from_secs(60)));
+    };
+    // Until everything has the size that it needs.
+    renew(1_000);
+    crossed.store(0, Ordering::Relaxed);
+
+    let ((), traffic) = counting(|| renew(1_000));
+
+    assert!(crossed.load(Ordering::Relaxed) >= 1_000, "a request is under way at each swap");
+    assert_eq!(traffic.taken, traffic.given_back);
+}
+
+#[test]
+fn a_thread_that_saw_a_swap_stamps_no_older_token() {
+    let layer = with_numbered_tokens();
+    let (client, handle, newest) = (layer.layer(telling_api()), layer.handle(), AtomicU64::new(0));
+    let renew = async || newest.store(handle.renew().await.unwrap().generation(), Ordering::Release);
+    let runtime = || Builder::new_current_thread().enable_time().build().unwrap();
+    let renewing = runtime();
+    renewing.block_on(renew());
+    let call = async || {
+        let (mut swaps, mut last) = (0, 0);
+        while swaps < 500 {
+            let seen = newest.load(Ordering::Acquire);
+            assert!(stamped_by(&client).await >= seen);
+            swaps += usize::from(mem::replace(&mut last, seen) < seen);
+        }
+    };
+    thread::scope(|scope| {
+        let callers = [(); 2].map(|()| scope.spawn(|| runtime().block_on(call())));
+        while !callers.iter().all(ScopedJoinHandle::is_finished) {
+            renewing.block_on(renew());
+        }
+    });
 }
 
 // What is measured.
@@ -430,4 +506,49 @@ fn two_tokens()
         let answer = [r#"{"access_token":"one"}"#, r#"{"access_token":"two"}"#][number % 2];
         ready(Ok(Response::new(Full::new(Bytes::from_static(answer.as_bytes())))))
     })
+}
+
+// Tokens that are told apart.
+
+/// A layer whose tokens are named by their generation, and whose budget is without end.
+fn with_numbered_tokens() -> ApsisAuthLayer {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let endpoint = service_fn(move |_: Request<Full<Bytes>>| {
+        let number = asked.fetch_add(1, Ordering::Relaxed) + 1;
+        async move {
+            // So that requests come while it is under way.
+            for _ in 0..4 {
+                yield_now().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(format!(r#"{{"access_token":"{number}"}}"#))))
+        }
+    });
+    let credentials = ClientCredentials::new("id", "secret").unwrap();
+    ApsisAuthLayer::builder(credentials, BASE).transport(endpoint).token_requests_per_minute(u32::MAX).build().unwrap()
+}
+
+/// An API that answers, at the second poll, with the generation that a request was stamped with.
+fn telling_api() -> impl Service<Request<Full<Bytes>>, Response = Response<u64>, Error = BoxError, Future: Send>
++ Clone
++ Send
++ Sync
++ 'static {
+    service_fn(async |request: Request<Full<Bytes>>| {
+        let token = request.headers()[AUTHORIZATION].to_str()?;
+        let generation = token.strip_prefix("Bearer ").expect("it is stamped").parse()?;
+        yield_now().await;
+        Ok(Response::new(generation))
+    })
+}
+
+/// The generation that a request is stamped with.
+async fn stamped_by<S>(client: &S) -> u64
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<u64>, Error = BoxError> + Clone,
+{
+    client.clone().oneshot(request(full())).await.unwrap().into_body()
+}
+
+fn newest(handle: &TokenHandle) -> u64 {
+    handle.snapshot().token.unwrap().generation
 }
