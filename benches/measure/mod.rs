@@ -71,6 +71,11 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for StaticHeader<S> {
 
 /// The layer around a service, with a token at hand.
 pub(crate) fn ours<S: Clone>(inner: S, with_replay: bool) -> ApsisAuth<S> {
+    layer(with_replay).layer(inner)
+}
+
+/// The layer, with a token at hand.
+pub(crate) fn layer(with_replay: bool) -> ApsisAuthLayer {
     let endpoint = service_fn(async |_: Request<Full<Bytes>>| {
         let answer = format!(r#"{{"access_token":"{}","expires_in":86400,"token_type":"Bearer"}}"#, token());
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(answer)))
@@ -81,10 +86,11 @@ pub(crate) fn ours<S: Clone>(inner: S, with_replay: bool) -> ApsisAuth<S> {
     let layer = builder.build().expect("the settings are the default ones");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(layer.handle().warm_up()).expect("the endpoint always has a token");
-    layer.layer(inner)
+    layer
 }
 
-fn token() -> String {
+/// The token of every variant.
+pub(crate) fn token() -> String {
     "t".repeat(TOKEN_LENGTH)
 }
 
