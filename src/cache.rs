@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::HeaderValue;
+use http::{HeaderValue, Request, header::AUTHORIZATION};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
@@ -57,6 +57,17 @@ pub(crate) struct Stamp {
     pub(crate) generation: u64,
 }
 
+impl Stamp {
+    /// Adds the token in place of any other `authorization`.
+    #[inline]
+    pub(crate) fn put_on<B>(self, request: &mut Request<B>) -> Result<(), AuthError> {
+        match request.headers_mut().try_insert(AUTHORIZATION, self.header) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(AuthError::TooManyHeaders),
+        }
+    }
+}
+
 /// What there is for a waiter.
 pub(crate) enum Found {
     Token(Arc<Token>),
@@ -78,6 +89,7 @@ impl TokenCache {
     }
 
     /// The token at hand, if it is good. The way of every request: no lock, no allocation, one reading of a clock.
+    #[inline]
     pub(crate) fn stamp(self: &Arc<Self>) -> Option<Stamp> {
         let current = self.current.load();
         let token = current.as_ref()?;
@@ -142,6 +154,7 @@ impl TokenCache {
     }
 
     /// Takes note that the API accepted a request stamped with this generation.
+    #[inline]
     pub(crate) fn accepted(&self, generation: u64) {
         self.evidence.accepted(generation);
     }

@@ -1,23 +1,24 @@
 //! [`ResponseFuture`]: wait for a token, send, and after a rejection renew and replay.
 //!
-//! The way of a request, state by state: `Waiting` for a token, `Readying` the inner service, `Sending`, and after a
-//! rejection `Renewing`, from where a request that can be replayed goes through `Readying` and `Sending` once more. With
-//! a token at hand it begins in `Sending`.
+//! With a token at hand a request is on its way from the start, and the answer to it is the end: that is the future of the
+//! inner service and little else. What takes longer is a [`Detour`]: to wait for a token, or after a rejection to renew
+//! it, and then to get the inner service ready. From there the request is on its way, for the first or the second time.
 
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, header::AUTHORIZATION, request};
+use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-use crate::{AuthError, Rejection, ReplayableBody, cache::Stamp, layer::Shared};
+use crate::{AuthError, Rejection, ReplayableBody, head::KeptHead, layer::Shared};
 
 /// What the layer did about a response that was rejected or out of scope; in the extensions of that response.
 ///
@@ -60,71 +61,81 @@ pin_project! {
         S: Service<Request<B>>,
         B: ReplayableBody,
     {
+        // Of the inner service, while the request is on its way.
         #[pin]
-        state: State<S, B>,
+        answer: Option<S::Future>,
+        course: Course,
+        // Of the token that the request carries.
+        generation: u64,
+        // How long the request may still wait for a token.
+        patience: Duration,
+        // `None` of what is not to be sent again.
+        again: Option<Again<S, B>>,
+        // While the request is not on its way. Boxed because that is rare, and a request that needs none is smaller for it.
+        detour: Option<Box<Detour<S, B>>>,
         shared: Arc<Shared>,
     }
 }
 
-/// Boxed because it is rare: a request with a good token that is not rejected has none.
-///
-/// It returns how long the request may still wait for tokens.
-type Waiting = Pin<Box<dyn Future<Output = Result<Duration, AuthError>> + Send + Sync>>;
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<S, B>
-    where
-        S: Service<Request<B>>,
-        B: ReplayableBody,
-    {
-        OutOfScope { #[pin] answer: S::Future },
-        Waiting { waiting: Waiting, unsent: Option<Unsent<S, B>> },
-        Readying { unsent: Option<Unsent<S, B>> },
-        Sending { #[pin] answer: S::Future, sent: Option<Sent<S, B>> },
-        Renewing { waiting: Waiting, rejected: Option<S::Response>, unsent: Option<Unsent<S, B>> },
-        Failed { error: Option<AuthError> },
-    }
-}
-
-/// A request that needs a token, and a service that is not ready.
-struct Unsent<S, B> {
-    inner: S,
-    request: Request<B>,
-    /// How it was rejected, if this is its replay.
-    replays: Option<Rejection>,
-    /// How long it may still wait for a token.
-    patience: Duration,
-}
-
-/// What is known of a request that was sent.
-struct Sent<S, B: ReplayableBody> {
-    /// `None` of what is not to be sent again.
-    again: Option<Again<S, B>>,
-    generation: u64,
-    replays: Option<Rejection>,
-    patience: Duration,
+#[derive(Clone, Copy)]
+enum Course {
+    First,
+    /// Once more, after the first answer was such a rejection.
+    Replay(Rejection),
+    /// Without a token.
+    OutOfScope,
 }
 
 /// What is kept of a request so that it can be sent again.
-struct Again<S, B: ReplayableBody> {
+pub(crate) struct Again<S, B: ReplayableBody> {
     inner: S,
-    head: request::Parts,
-    kept: B::Kept,
+    head: KeptHead,
+    body: B::Kept,
 }
+
+/// A request that is not on its way, and a service that is not ready.
+struct Detour<S, B>
+where
+    S: Service<Request<B>>,
+{
+    stage: Stage<S::Response>,
+    inner: S,
+    request: Request<B>,
+}
+
+enum Stage<R> {
+    Waiting(Waiting),
+    /// With the rejected response, which is the answer if there is no newer token.
+    Renewing(Waiting, Option<R>),
+    Readying,
+    Failed(AuthError),
+}
+
+/// It returns how long the request may still wait for tokens.
+type Waiting = Pin<Box<dyn Future<Output = Result<Duration, AuthError>> + Send + Sync>>;
 
 impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>>,
     B: ReplayableBody,
 {
-    pub(crate) fn out_of_scope(answer: S::Future, shared: Arc<Shared>) -> Self {
-        Self { state: State::OutOfScope { answer }, shared }
+    /// Of a request that was sent with a token of this generation.
+    #[inline]
+    pub(crate) fn sent(answer: S::Future, generation: u64, again: Option<Again<S, B>>, shared: Arc<Shared>) -> Self {
+        let patience = shared.cache.limits.max_wait;
+        Self { answer: Some(answer), course: Course::First, generation, patience, again, detour: None, shared }
     }
 
-    pub(crate) fn wait(inner: S, request: Request<B>, shared: Arc<Shared>) -> Self {
+    #[cold]
+    pub(crate) fn out_of_scope(ready: &mut S, request: Request<B>, shared: Arc<Shared>) -> Self {
+        shared.trace_out_of_scope(&request);
+        Self { course: Course::OutOfScope, ..Self::sent(ready.call(request), 0, None, shared) }
+    }
+
+    fn on_detour(stage: Stage<S::Response>, inner: S, request: Request<B>, shared: Arc<Shared>) -> Self {
         let patience = shared.cache.limits.max_wait;
-        Self { state: State::wait(Unsent { inner, request, replays: None, patience }, &shared), shared }
+        let detour = Some(Box::new(Detour { stage, inner, request }));
+        Self { answer: None, course: Course::First, generation: 0, patience, again: None, detour, shared }
     }
 }
 
@@ -133,9 +144,22 @@ where
     S: Service<Request<B>> + Clone,
     B: ReplayableBody,
 {
-    pub(crate) fn send(ready: &mut S, request: Request<B>, stamp: Stamp, shared: Arc<Shared>) -> Self {
-        let patience = shared.cache.limits.max_wait;
-        Self { state: State::send(ready, request, stamp, None, patience, &shared), shared }
+    /// Of a request for which there is no token yet.
+    ///
+    /// The service that is ready may hold a slot, which a waiting request must not: it goes, and the request gets itself
+    /// ready when the token is there.
+    #[cold]
+    pub(crate) fn wait(ready: &mut S, request: Request<B>, shared: Arc<Shared>) -> Self {
+        let inner = ready.clone();
+        drop(mem::replace(ready, inner.clone()));
+        let stage = Stage::waiting(&shared, shared.cache.limits.max_wait);
+        Self::on_detour(stage, inner, request, shared)
+    }
+
+    /// Of a request that cannot be sent.
+    #[cold]
+    pub(crate) fn failed(error: AuthError, ready: &S, request: Request<B>, shared: Arc<Shared>) -> Self {
+        Self::on_detour(Stage::Failed(error), ready.clone(), request, shared)
     }
 }
 
@@ -147,171 +171,183 @@ where
 {
     type Output = Result<Response<ResBody>, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProjection::OutOfScope { answer } => {
-                    let answer = ready!(answer.poll(cx)).map_err(Into::into)?;
-                    return Poll::Ready(Ok(marked(answer, AuthOutcome::OutOfScope)));
+            let this = self.as_mut().project();
+            let Some(answer) = this.answer.as_pin_mut() else {
+                match ready!(self.as_mut().poll_detour(cx)) {
+                    Ok(()) => continue,
+                    Err(end) => return Poll::Ready(end),
                 }
-                StateProjection::Waiting { waiting, unsent } => {
-                    let patience = ready!(waiting.as_mut().poll(cx))?;
-                    State::ready(unsent.take(), patience)
-                }
-                StateProjection::Readying { unsent } => {
-                    let inner = &mut unsent.as_mut().expect(POLLED_AGAIN).inner;
-                    ready!(inner.poll_ready(cx)).map_err(Into::into)?;
-                    unsent.take().expect(POLLED_AGAIN).send_or_wait(this.shared)
-                }
-                StateProjection::Sending { answer, sent } => {
-                    let answer = ready!(answer.poll(cx)).map_err(Into::into)?;
-                    match sent.take().expect(POLLED_AGAIN).judge(answer, this.shared) {
-                        Verdict::Final(answer) => return Poll::Ready(Ok(answer)),
-                        // The inner future goes with its state: it may hold a permit.
-                        Verdict::Renew(next) => next,
-                    }
-                }
-                StateProjection::Renewing { waiting, rejected, unsent } => match ready!(waiting.as_mut().poll(cx)) {
-                    // The rejected response goes with its state, now that a newer token is in hand.
-                    Ok(patience) => State::ready(unsent.take(), patience),
-                    Err(error) => {
-                        let rejected = rejected.take().expect(POLLED_AGAIN);
-                        return Poll::Ready(Ok(marked(rejected, AuthOutcome::NotRenewed(error))));
-                    }
-                },
-                StateProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(POLLED_AGAIN).into())),
             };
-            this.state.set(next);
+            let answer = match ready!(answer.poll(cx)) {
+                Ok(answer) => answer,
+                Err(error) => return Poll::Ready(Err(error.into())),
+            };
+            if !matches!(this.course, Course::First) {
+                return Poll::Ready(Ok(self.conclude(answer)));
+            }
+            match rejection(&answer, *this.generation, this.shared) {
+                None => {
+                    // What was kept of the request is not needed any more, though the future may be held for longer.
+                    *this.again = None;
+                    return Poll::Ready(Ok(answer));
+                }
+                Some(kind) => {
+                    if let Some(answer) = self.as_mut().renew(kind, answer) {
+                        return Poll::Ready(Ok(answer));
+                    }
+                }
+            }
         }
+    }
+}
+
+/// How the token was rejected, if it was. Takes note if it was accepted.
+#[inline]
+fn rejection<ResBody>(answer: &Response<ResBody>, generation: u64, shared: &Shared) -> Option<Rejection> {
+    let status = answer.status();
+    let rejection = shared.rule.judge(status, answer.headers());
+    // Of the answers that are no rejections, only a success proves that the token was looked at.
+    if rejection.is_none() && status.is_success() {
+        shared.cache.accepted(generation);
+    }
+    rejection
+}
+
+impl<S, B, ResBody> ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    B: ReplayableBody,
+{
+    /// The answer to a replay, or out of scope.
+    #[cold]
+    fn conclude(self: Pin<&mut Self>, answer: Response<ResBody>) -> Response<ResBody> {
+        let Course::Replay(kind) = self.course else { return marked(answer, AuthOutcome::OutOfScope) };
+        let (cache, status) = (&self.shared.cache, answer.status());
+        match rejection(&answer, self.generation, &self.shared) {
+            Some(_) => cache.replay_rejected(self.generation, kind),
+            // A limit or a failure may stand in front of whatever looks at tokens.
+            None if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {}
+            None => cache.replay_accepted(self.generation, kind),
+        }
+        marked(answer, AuthOutcome::Replayed)
+    }
+
+    /// Begins to renew the token, or gives the rejected response back if the request cannot be sent again.
+    #[cold]
+    fn renew(self: Pin<&mut Self>, kind: Rejection, rejected: Response<ResBody>) -> Option<Response<ResBody>> {
+        let mut this = self.project();
+        let (cache, generation) = (&this.shared.cache, *this.generation);
+        let Some((inner, request)) = this.again.take().and_then(Again::restore) else {
+            cache.renew_in_background(generation, kind);
+            return Some(marked(rejected, AuthOutcome::NotReplayable));
+        };
+        // The inner future may hold a permit.
+        this.answer.set(None);
+        *this.course = Course::Replay(kind);
+        let renewing = Box::pin(Arc::clone(cache).renew(generation, kind, *this.patience));
+        let stage = Stage::Renewing(renewing, Some(rejected));
+        *this.detour = Some(Box::new(Detour { stage, inner, request }));
+        None
+    }
+
+    /// Until the request is on its way, or to the end of it.
+    #[cold]
+    fn poll_detour(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Result<Response<ResBody>, BoxError>>> {
+        let mut this = self.project();
+        let mut detour = this.detour.take().expect(POLLED_AGAIN);
+        let stamp = loop {
+            match detour.poll_ready(this.patience, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
+                Poll::Pending => {
+                    *this.detour = Some(detour);
+                    return Poll::Pending;
+                }
+            }
+            // To get ready may have taken long: the token may have died meanwhile.
+            match this.shared.cache.stamp() {
+                Some(stamp) => break stamp,
+                None => detour.wait(this.shared, *this.patience),
+            }
+        };
+        let Detour { mut inner, mut request, .. } = *detour;
+        *this.generation = stamp.generation;
+        match this.course {
+            Course::Replay(_) => tracing::debug!(generation = stamp.generation, "replay"),
+            // A replay is not sent a third time.
+            _ => *this.again = Again::keep(&inner, &mut request, this.shared.replay_limit),
+        }
+        if let Err(error) = stamp.put_on(&mut request) {
+            return Poll::Ready(Err(Err(error.into())));
+        }
+        this.answer.set(Some(inner.call(request)));
+        Poll::Ready(Ok(()))
     }
 }
 
 /// The contract of a future: not polled again after it was ready.
 const POLLED_AGAIN: &str = "a future is not polled after it has completed";
 
-enum Verdict<S, B, ResBody>
+impl<S, B, ResBody> Detour<S, B>
 where
-    S: Service<Request<B>>,
-    B: ReplayableBody,
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
 {
-    Final(Response<ResBody>),
-    Renew(State<S, B>),
-}
-
-impl<S, B> State<S, B>
-where
-    S: Service<Request<B>>,
-    B: ReplayableBody,
-{
-    fn wait(unsent: Unsent<S, B>, shared: &Shared) -> Self {
-        let waiting = Box::pin(Arc::clone(&shared.cache).wait_for_good(unsent.patience));
-        Self::Waiting { waiting, unsent: Some(unsent) }
-    }
-
-    fn ready(unsent: Option<Unsent<S, B>>, patience: Duration) -> Self {
-        Self::Readying { unsent: unsent.map(|unsent| Unsent { patience, ..unsent }) }
-    }
-}
-
-impl<S, B> State<S, B>
-where
-    S: Service<Request<B>> + Clone,
-    B: ReplayableBody,
-{
-    /// Adds the token in place of any other `authorization` and sends by the service that is `ready`. Before that it keeps
-    /// what is needed to do so again: the head, up to the limit the body, and a clone of the service.
-    fn send(
-        ready: &mut S,
-        request: Request<B>,
-        stamp: Stamp,
-        replays: Option<Rejection>,
-        patience: Duration,
-        shared: &Shared,
-    ) -> Self {
-        let (mut head, mut body) = request.into_parts();
-        let mut again = None;
-        // A replay is not sent a third time.
-        if let Some(limit) = shared.replay_limit.filter(|_| replays.is_none()) {
-            let (sent, kept) = body.keep(limit);
-            body = sent;
-            again = Some(Again { inner: ready.clone(), head: head.clone(), kept });
-        }
-        if head.headers.try_insert(AUTHORIZATION, stamp.header).is_err() {
-            return Self::Failed { error: Some(AuthError::TooManyHeaders) };
-        }
-        let answer = ready.call(Request::from_parts(head, body));
-        Self::Sending { answer, sent: Some(Sent { again, generation: stamp.generation, replays, patience }) }
-    }
-}
-
-impl<S, B> Unsent<S, B>
-where
-    S: Service<Request<B>> + Clone,
-    B: ReplayableBody,
-{
-    /// Sends by the inner service, which is ready. That may have taken long: the token may have died meanwhile.
-    fn send_or_wait(self, shared: &Shared) -> State<S, B> {
-        let Self { mut inner, request, replays, patience } = self;
-        let Some(stamp) = shared.cache.stamp() else {
-            // The ready one holds a slot; its clone does not.
-            return State::wait(Self { inner: inner.clone(), request, replays, patience }, shared);
+    /// Until there was a token and the inner service is ready, or to the end of the request.
+    fn poll_ready(
+        &mut self,
+        patience: &mut Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Result<Response<ResBody>, BoxError>>> {
+        let waited = match &mut self.stage {
+            Stage::Waiting(waiting) => ready!(waiting.as_mut().poll(cx)).map_err(|error| Err(error.into())),
+            Stage::Renewing(renewing, rejected) => ready!(renewing.as_mut().poll(cx)).map_err(|error| {
+                let rejected = rejected.take().expect(POLLED_AGAIN);
+                Ok(marked(rejected, AuthOutcome::NotRenewed(error)))
+            }),
+            Stage::Readying => Ok(*patience),
+            Stage::Failed(error) => Err(Err(error.clone().into())),
         };
-        if replays.is_some() {
-            tracing::debug!(generation = stamp.generation, "replay");
-        }
-        State::send(&mut inner, request, stamp, replays, patience, shared)
+        *patience = waited?;
+        // The rejected response goes with its stage, now that a newer token is in hand.
+        self.stage = Stage::Readying;
+        self.inner.poll_ready(cx).map_err(|error| Err(error.into()))
+    }
+
+    /// Waits for a token once more.
+    fn wait(&mut self, shared: &Shared, patience: Duration) {
+        // The ready one holds a slot; its clone does not.
+        self.inner = self.inner.clone();
+        self.stage = Stage::waiting(shared, patience);
     }
 }
 
-impl<S, B> Sent<S, B>
-where
-    S: Service<Request<B>>,
-    B: ReplayableBody,
-{
-    /// What the answer says of the token, and what follows from that.
-    fn judge<ResBody>(self, answer: Response<ResBody>, shared: &Shared) -> Verdict<S, B, ResBody>
-    where
-        S: Service<Request<B>, Response = Response<ResBody>>,
-    {
-        let (cache, generation) = (&shared.cache, self.generation);
-        let status = answer.status();
-        let rejection = shared.rule.judge(status, answer.headers());
-        // Of the answers that are no rejections, only a success proves that the token was looked at.
-        if rejection.is_none() && status.is_success() {
-            cache.accepted(generation);
-        }
-        match (rejection, self.replays) {
-            (None, None) => Verdict::Final(answer),
-            (None, Some(kind)) => {
-                // A limit or a failure may stand in front of whatever looks at tokens.
-                if status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error() {
-                    cache.replay_accepted(generation, kind);
-                }
-                Verdict::Final(marked(answer, AuthOutcome::Replayed))
-            }
-            (Some(_), Some(kind)) => {
-                cache.replay_rejected(generation, kind);
-                Verdict::Final(marked(answer, AuthOutcome::Replayed))
-            }
-            (Some(kind), None) => match self.again(kind) {
-                Some(unsent) => {
-                    let waiting = Box::pin(Arc::clone(cache).renew(generation, kind, unsent.patience));
-                    Verdict::Renew(State::Renewing { waiting, rejected: Some(answer), unsent: Some(unsent) })
-                }
-                None => {
-                    cache.renew_in_background(generation, kind);
-                    Verdict::Final(marked(answer, AuthOutcome::NotReplayable))
-                }
-            },
-        }
+impl<R> Stage<R> {
+    fn waiting(shared: &Shared, patience: Duration) -> Self {
+        Self::Waiting(Box::pin(Arc::clone(&shared.cache).wait_for_good(patience)))
     }
+}
 
-    /// The request as it was sent, if its body can be had again.
-    fn again(self, rejection: Rejection) -> Option<Unsent<S, B>> {
-        let Again { inner, head, kept } = self.again?;
-        let request = Request::from_parts(head, B::restore(kept)?);
-        Some(Unsent { inner, request, replays: Some(rejection), patience: self.patience })
+impl<S: Clone, B: ReplayableBody> Again<S, B> {
+    /// What is kept of a request: the head, up to the limit the body, and a clone of the service.
+    #[inline]
+    pub(crate) fn keep(inner: &S, request: &mut Request<B>, limit: Option<usize>) -> Option<Self> {
+        let limit = limit?;
+        Some(Self { inner: inner.clone(), head: KeptHead::of(request), body: request.body_mut().keep(limit) })
+    }
+}
+
+impl<S, B: ReplayableBody> Again<S, B> {
+    /// The request as it was before it was sent, if its body can be had again.
+    fn restore(self) -> Option<(S, Request<B>)> {
+        Some((self.inner, self.head.restore(B::restore(self.body)?)?))
     }
 }
 

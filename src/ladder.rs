@@ -161,10 +161,18 @@ impl Evidence {
         });
     }
 
+    #[inline]
     pub(crate) fn accepted(&self, generation: u64) {
         let seen = self.0.load(Ordering::Relaxed);
         let accepted = (generation << GENERATION) | ACCEPTED;
-        if seen != accepted && seen >> GENERATION == generation {
+        if seen != accepted {
+            self.accepted_first(seen, accepted);
+        }
+    }
+
+    #[cold]
+    fn accepted_first(&self, seen: u64, accepted: u64) {
+        if seen >> GENERATION == accepted >> GENERATION {
             self.update(seen, accepted);
         }
     }

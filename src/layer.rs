@@ -58,6 +58,7 @@ impl Shared {
     }
 
     /// Whether the request may carry the token.
+    #[inline]
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
         self.origins.iter().any(|origin| origin.covers(request))
     }

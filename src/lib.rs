@@ -155,7 +155,9 @@
 //! | `layer.rs` | [`ApsisAuthLayer`], and what all its services share |
 //! | `builder.rs` | [`ApsisAuthBuilder`]: the settings and their defaults |
 //! | `service.rs` | [`ApsisAuth`]: stamp a request or wait |
-//! | `future.rs` | [`ResponseFuture`]: wait, send, renew, replay |
+//! | `future.rs` | [`ResponseFuture`]: the answer, or a detour to it: wait, renew, replay |
+//! | `head.rs` | what is kept of a request's head |
+//! | `buffer.rs` | the buffers it is kept in, which are used again |
 //! | `replay.rs` | [`ReplayableBody`]: what is kept of a body |
 //! | `replay_body.rs` | [`ReplayBody`] and [`Once`]: bodies that stream |
 //! | `rejection.rs` | is this response the token's fault? |
@@ -180,6 +182,7 @@
 
 mod backoff;
 mod budget;
+mod buffer;
 mod builder;
 mod cache;
 #[cfg(feature = "client")]
@@ -194,6 +197,7 @@ mod error;
 mod flight;
 mod future;
 mod handle;
+mod head;
 mod ladder;
 mod layer;
 mod origin;

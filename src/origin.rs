@@ -63,7 +63,8 @@ impl BaseUrl {
         }
         let endpoint = format!("{}/oauth/token", self.0.trim_end_matches('/'));
         let endpoint = endpoint.parse().map_err(|_| wrong("it is not a URL"))?;
-        Ok((Origin { scheme, host, port, default_port }, endpoint))
+        let written = authority.as_str().to_owned();
+        Ok((Origin { scheme, written, host, port, default_port }, endpoint))
     }
 
     /// The text for an error: what stands before an `@` or in a query may be a password.
@@ -119,6 +120,8 @@ impl From<Uri> for BaseUrl {
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     scheme: Scheme,
+    /// Host and port as the base URL has them.
+    written: String,
     host: String,
     port: u16,
     default_port: u16,
@@ -131,6 +134,7 @@ impl Origin {
     }
 
     /// Whether `request` goes to this origin, so that it may carry the token.
+    #[inline]
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
         // CONNECT asks a proxy for a tunnel: its target is not the one that reads the headers (RFC 9110 §9.3.6). An
         // extended one (RFC 8441 §4) goes by the same method, and is left alone with it.
@@ -153,6 +157,7 @@ impl Origin {
     }
 
     /// User information says nothing of the origin. It is rare, so it is looked for last.
+    #[inline]
     fn is_the_authority(&self, authority: &Authority) -> bool {
         let text = authority.as_str();
         self.names(text) || text.rsplit_once('@').is_some_and(|(_, host_and_port)| self.names(host_and_port))
@@ -160,11 +165,16 @@ impl Origin {
 
     /// Whether this is the origin's host, with its port or, where that is the default, without. Text is compared, since to
     /// parse a `Host` field is to copy it.
+    #[inline]
     fn names(&self, host_and_port: &str) -> bool {
+        // Nearly all write it like this.
+        host_and_port == self.written || self.names_in_other_words(host_and_port)
+    }
+
+    #[cold]
+    fn names_in_other_words(&self, host_and_port: &str) -> bool {
         let Some((host, port)) = host_and_port.split_at_checked(self.host.len()) else { return false };
-        // Most write it as it is. To compare that first saves most of the price of a comparison without case.
-        (host == self.host || host.eq_ignore_ascii_case(&self.host))
-            && self::port(port, self.default_port) == Some(self.port)
+        host.eq_ignore_ascii_case(&self.host) && self::port(port, self.default_port) == Some(self.port)
     }
 }
 

@@ -31,7 +31,11 @@ pub enum Rejection {
 /// `application/problem+json`, or if the gateway names another reason in `x-amzn-ErrorType`: no such route, a firewall.
 /// A wrong "no" leaves a dead token in use for up to a day; a wrong "yes" costs a token request, which is rationed.
 #[must_use]
+#[inline]
 pub fn default_rejection_rule(status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
+    if status.is_success() {
+        return None;
+    }
     match status {
         StatusCode::UNAUTHORIZED => Some(Rejection::Unauthorized),
         StatusCode::FORBIDDEN if !names_another_reason(headers) => Some(Rejection::Forbidden),
@@ -74,6 +78,7 @@ impl Rule {
     }
 
     /// Whether this response is the token's fault.
+    #[inline]
     pub(crate) fn judge(&self, status: StatusCode, headers: &HeaderMap) -> Option<Rejection> {
         match &self.0 {
             None => default_rejection_rule(status, headers),

@@ -4,11 +4,13 @@
 //! use apsis_auth::ReplayableBody;
 //! use http_body_util::Full;
 //!
-//! let body = Full::new(bytes::Bytes::from("profile"));
-//! let (sent, kept) = body.keep(128 * 1024);
-//! drop(sent);
+//! let mut body = Full::new(bytes::Bytes::from("profile"));
+//! let kept = body.keep(128 * 1024);
+//! drop(body);
 //! assert!(Full::restore(kept).is_some());
 //! ```
+
+use std::mem;
 
 use bytes::{Buf, Bytes};
 use http_body_util::{
@@ -43,8 +45,10 @@ pub trait ReplayableBody: Sized {
     /// What is kept while the body is on its way.
     type Kept;
 
-    /// Gives the body back together with what is kept of it: of memory that is not shared with the body, at most `limit` bytes.
-    fn keep(self, limit: usize) -> (Self, Self::Kept);
+    /// What is kept of the body, which is sent next: of memory that is not shared with the body, at most `limit` bytes.
+    ///
+    /// A body that keeps what streams through it becomes one that does so here.
+    fn keep(&mut self, limit: usize) -> Self::Kept;
 
     /// The body as it was when it was kept, or `None` if it cannot be had again; then the request is not replayed.
     ///
@@ -57,8 +61,8 @@ macro_rules! by_clone {
         impl<$($generics)*> ReplayableBody for $body {
             type Kept = Self;
 
-            fn keep(self, _: usize) -> (Self, Self) {
-                (self.clone(), self)
+            fn keep(&mut self, _: usize) -> Self {
+                self.clone()
             }
 
             fn restore(kept: Self) -> Option<Self> {
@@ -73,9 +77,8 @@ by_clone!([] (), [] Bytes, [D: Buf + Clone] Full<D>);
 impl ReplayableBody for String {
     type Kept = Option<Self>;
 
-    fn keep(self, limit: usize) -> (Self, Option<Self>) {
-        let kept = (self.len() <= limit).then(|| self.clone());
-        (self, kept)
+    fn keep(&mut self, limit: usize) -> Option<Self> {
+        (self.len() <= limit).then(|| self.clone())
     }
 
     fn restore(kept: Option<Self>) -> Option<Self> {
@@ -86,9 +89,7 @@ impl ReplayableBody for String {
 impl<D> ReplayableBody for Empty<D> {
     type Kept = ();
 
-    fn keep(self, _: usize) -> (Self, ()) {
-        (self, ())
-    }
+    fn keep(&mut self, _: usize) {}
 
     fn restore((): ()) -> Option<Self> {
         Some(Self::new())
@@ -100,9 +101,11 @@ macro_rules! by_recording {
         impl<$($generics)*> ReplayableBody for $body {
             type Kept = KeptBody<$data>;
 
-            fn keep(self, limit: usize) -> (Self, Self::Kept) {
-                let (body, kept) = ReplayBody::new(self).keep(limit);
-                (Self::new(body), kept)
+            fn keep(&mut self, limit: usize) -> Self::Kept {
+                let mut body = ReplayBody::new(mem::take(self));
+                let kept = body.keep(limit);
+                *self = Self::new(body);
+                kept
             }
 
             fn restore(kept: Self::Kept) -> Option<Self> {
@@ -125,12 +128,17 @@ impl ReplayableBody for reqwest::Body {
     type Kept = Result<Bytes, KeptBody<Bytes>>;
 
     /// A body that is in memory stays one, which reqwest itself may send again when a connection fails.
-    fn keep(self, limit: usize) -> (Self, Self::Kept) {
-        match in_memory(self) {
-            Ok(bytes) => (Self::from(bytes.clone()), Ok(bytes)),
+    fn keep(&mut self, limit: usize) -> Self::Kept {
+        match in_memory(mem::take(self)) {
+            Ok(bytes) => {
+                *self = Self::from(bytes.clone());
+                Ok(bytes)
+            }
             Err(body) => {
-                let (body, kept) = ReplayBody::new(body).keep(limit);
-                (Self::wrap(body), Err(kept))
+                let mut body = ReplayBody::new(body);
+                let kept = body.keep(limit);
+                *self = Self::wrap(body);
+                Err(kept)
             }
         }
     }

@@ -170,12 +170,12 @@ where
 {
     type Kept = KeptBody<B::Data>;
 
-    fn keep(mut self, limit: usize) -> (Self, Self::Kept) {
+    fn keep(&mut self, limit: usize) -> Self::Kept {
         let (to, kept) = oneshot::channel();
         if let Source::First { recorded } = &mut self.source {
             recorded.recorder = Recorder::start(&recorded.body, limit, to);
         }
-        (self, KeptBody(kept))
+        KeptBody(kept)
     }
 
     fn restore(mut kept: Self::Kept) -> Option<Self> {
@@ -321,9 +321,7 @@ impl<B: Body> Body for Once<B> {
 impl<B> ReplayableBody for Once<B> {
     type Kept = ();
 
-    fn keep(self, _: usize) -> (Self, ()) {
-        (self, ())
-    }
+    fn keep(&mut self, _: usize) {}
 
     fn restore((): ()) -> Option<Self> {
         None

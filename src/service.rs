@@ -1,7 +1,6 @@
 //! [`ApsisAuth`]: stamp a request with the token at hand, or wait for one.
 
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -9,7 +8,7 @@ use std::{
 use http::{Request, Response};
 use tower::{BoxError, Service};
 
-use crate::{ReplayableBody, ResponseFuture, layer::Shared};
+use crate::{ReplayableBody, ResponseFuture, future::Again, layer::Shared};
 
 /// A service that gives requests to APSIS One a bearer token. Made by [`ApsisAuthLayer`](crate::ApsisAuthLayer).
 ///
@@ -122,21 +121,19 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let (inner, shared) = (&mut self.inner, &self.shared);
         if !shared.covers(&request) {
-            shared.trace_out_of_scope(&request);
-            return ResponseFuture::out_of_scope(self.inner.call(request), shared);
+            return ResponseFuture::out_of_scope(inner, request, Arc::clone(shared));
         }
-        match shared.cache.stamp() {
-            Some(stamp) => ResponseFuture::send(&mut self.inner, request, stamp, shared),
-            None => {
-                // The one that is ready may hold a slot, which a waiting request must not: it goes, and the request gets
-                // itself ready when the token is there.
-                let spare = self.inner.clone();
-                drop(mem::replace(&mut self.inner, spare.clone()));
-                ResponseFuture::wait(spare, request, shared)
-            }
+        let Some(stamp) = shared.cache.stamp() else {
+            return ResponseFuture::wait(inner, request, Arc::clone(shared));
+        };
+        let again = Again::keep(inner, &mut request, shared.replay_limit);
+        let generation = stamp.generation;
+        match stamp.put_on(&mut request) {
+            Ok(()) => ResponseFuture::sent(inner.call(request), generation, again, Arc::clone(shared)),
+            Err(error) => ResponseFuture::failed(error, inner, request, Arc::clone(shared)),
         }
     }
 }

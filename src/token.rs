@@ -88,10 +88,12 @@ impl Token {
         token
     }
 
+    #[inline]
     pub(crate) fn header(&self) -> &HeaderValue {
         &self.header
     }
 
+    #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
@@ -105,8 +107,10 @@ impl Token {
     }
 
     /// Whether the token is good without looking at anything but one clock.
+    #[inline]
     pub(crate) fn needs_no_look(&self, now: Instant) -> bool {
-        nanoseconds(self.monotonic_age(now)) < self.next_look.load(Ordering::Relaxed)
+        // Cheaper than to compare ages: to add is a third of the price of taking the difference of two moments.
+        now < self.born.monotonic + Duration::from_nanos(self.next_look.load(Ordering::Relaxed))
     }
 
     /// Sets the next look: when the refresh is due, at the margin, or in a few seconds, whichever comes first.

@@ -923,7 +923,7 @@ struct Jealous;
 impl ReplayableBody for Jealous {
     type Kept = ();
 
-    fn keep(self, _: usize) -> (Self, ()) {
+    fn keep(&mut self, _: usize) {
         panic!("nothing of it is to be kept")
     }
 

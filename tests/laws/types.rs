@@ -243,8 +243,9 @@ async fn a_function_over_any_service_asks_no_more_than_it_promises() {
 async fn what_is_printed_has_its_name_and_little_else() {
     limited(async {
         let layer = World::new().layer();
-        let (sent, kept) = ReplayBody::new(Nothing::new()).keep(1);
-        assert_eq!(format!("{sent:?} {kept:?}"), "ReplayBody { .. } KeptBody { .. }");
+        let mut body = ReplayBody::new(Nothing::new());
+        let kept = body.keep(1);
+        assert_eq!(format!("{body:?} {kept:?}"), "ReplayBody { .. } KeptBody { .. }");
         assert_eq!(format!("{:?}", Once::new(Nothing::new())), "Once { .. }");
         assert_eq!(format!("{:?}", layer.layer(Inner::<()>::default()).call(keyspaces())), "ResponseFuture { .. }");
         let builder = World::new().builder().rejection_rule(|_, _| None);
