@@ -24,7 +24,8 @@
 //!
 //! All are over the bare service, which makes and drops the same requests.
 //!
-//! The variants that are not a crate's: `static-header`, the least that a layer can do; `tower-retry-static-header`, which
+//! The variants that are not a crate's: `static-header`, the least that a layer can do; `floor`, the least that finds a good
+//! token and looks at the answer, without renewals, replays or errors; `tower-retry-static-header`, which
 //! keeps a `Request::clone` by tower's `Retry` and sends it again after a 401; `mutex-by-hand` and `rwlock-by-hand`, tokio's,
 //! around a token and its expiry. Three can send a request again: tower's `Retry`, `ours-with-replay` and
 //! `cf-gears-bearer-auto-refresh`.
@@ -35,6 +36,8 @@ mod allocator;
 mod endpoint;
 #[path = "../../figures/mod.rs"]
 mod figures;
+#[path = "../../floor/mod.rs"]
+mod floor;
 mod instructions;
 #[path = "../../measure/mod.rs"]
 #[allow(dead_code, reason = "others measure with it, too")]

@@ -10,12 +10,17 @@ use tower::{
 use tower_http::auth::AddAuthorizationLayer;
 
 use crate::{
+    floor::Floor,
     measure::{self, Body, StaticHeader, token},
     variant::{Inner, Peer, Surroundings, Variant},
 };
 
 pub(crate) fn static_header(_: &Surroundings) -> Variant {
     Variant::new(Static)
+}
+
+pub(crate) fn floor(_: &Surroundings) -> Variant {
+    Variant::new(Least)
 }
 
 pub(crate) fn add_authorization(_: &Surroundings) -> Variant {
@@ -48,6 +53,14 @@ struct Static;
 impl Peer for Static {
     fn around<S: Inner>(&'static self, inner: S) -> impl Service<Request<Body>, Response = Response<()>> + 'static {
         StaticHeader::new(inner)
+    }
+}
+
+struct Least;
+
+impl Peer for Least {
+    fn around<S: Inner>(&'static self, inner: S) -> impl Service<Request<Body>, Response = Response<()>> + 'static {
+        Floor::new(inner)
     }
 }
 

@@ -24,10 +24,11 @@ pub(crate) const LIMIT: &str = "static-header";
 type Make = fn(&Surroundings) -> Variant;
 
 /// Each with its name.
-pub(crate) const VARIANTS: [(&str, Make); 18] = [
+pub(crate) const VARIANTS: [(&str, Make); 19] = [
     (BARE, |_| Variant::bare()),
     (LIMIT, layers::static_header),
     ("tower-http-add-authorization", layers::add_authorization),
+    ("floor", layers::floor),
     ("ours-without-replay", layers::ours_without_replay),
     ("ours-with-replay", layers::ours_with_replay),
     ("tower-retry-static-header", layers::retry),
