@@ -63,8 +63,9 @@ impl BaseUrl {
         }
         let endpoint = format!("{}/oauth/token", self.0.trim_end_matches('/'));
         let endpoint = endpoint.parse().map_err(|_| wrong("it is not a URL"))?;
-        let written = authority.as_str().to_owned();
-        Ok((Origin { scheme, written, host, port, default_port }, endpoint))
+        let usual = host.to_ascii_lowercase();
+        let usual = if port == default_port { usual } else { format!("{usual}:{port}") };
+        Ok((Origin { scheme, usual, host, port, default_port }, endpoint))
     }
 
     /// The text for an error: what stands before an `@` or in a query may be a password.
@@ -120,8 +121,8 @@ impl From<Uri> for BaseUrl {
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     scheme: Scheme,
-    /// Host and port as the base URL has them.
-    written: String,
+    /// Host and port as nearly all write them: in lower case, and without the default port.
+    usual: String,
     host: String,
     port: u16,
     default_port: u16,
@@ -167,8 +168,7 @@ impl Origin {
     /// parse a `Host` field is to copy it.
     #[inline]
     fn names(&self, host_and_port: &str) -> bool {
-        // Nearly all write it like this.
-        host_and_port == self.written || self.names_in_other_words(host_and_port)
+        host_and_port == self.usual || self.names_in_other_words(host_and_port)
     }
 
     #[cold]
