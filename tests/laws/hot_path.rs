@@ -1,13 +1,14 @@
 //! Laws 34 and 35: what a request with a token at hand costs in memory, and what many renewals leave behind.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fmt,
     future::{poll_fn, ready},
     hint::black_box,
-    iter::zip,
+    iter::{repeat_n, repeat_with, zip},
     mem,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Barrier,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -18,14 +19,16 @@ use std::{
 };
 
 use apsis_auth::{
-    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, ClientCredentials, ReplayableBody, TokenHandle,
+    ApsisAuth, ApsisAuthBuilder, ApsisAuthLayer, AuthOutcome, ClientCredentials, ReplayBody, ReplayableBody,
+    TokenHandle,
 };
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, HOST},
 };
-use http_body_util::{Empty, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full};
 use tokio::{
     runtime::Builder,
     spawn,
@@ -36,7 +39,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use crate::{
     allocator::{Blocks, Traffic, counting},
-    support::{BASE, World, limited},
+    support::{BASE, World, limited, on_a_thread},
 };
 
 /// Accepted, and neither accepted nor rejected.
@@ -168,6 +171,141 @@ async fn with_replay_a_request_costs_a_clone_of_its_body_and_its_extensions_and_
         assert_costs_a_copy(|| "profile".to_owned()).await;
         assert_costs_a_copy(Empty::<Bytes>::new).await;
         assert_costs_a_copy(|| ()).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_replay_a_thousand_requests_cost_the_clones_of_the_inner_service_and_nothing_else() {
+    limited(async {
+        let kib = Bytes::from("x".repeat(1024));
+        // To share it takes a block once.
+        let _shared = kib.clone();
+        let request = |body: &Bytes| heads().nth(2).unwrap().map(|()| Full::new(body.clone()));
+        for (weight, body) in [(0, Bytes::new()), (48, kib.clone())] {
+            let mut inner = Heavy { api: api(StatusCode::OK), _weight: vec![0; weight] };
+            let mut client = warm(World::new().builder(), inner.clone()).await;
+            send(&mut client, request(&body));
+            let (bare, _) = send(&mut inner, request(&body));
+            let ((), clone) = counting(|| drop(inner.clone()));
+
+            let kept: Traffic = (0..1_000).map(|_| send(&mut client, request(&body)).0.total()).sum();
+            let cloned: Traffic = (0..1_000)
+                .map(|_| {
+                    let (mut client, cloning) = counting(|| client.clone());
+                    let (cost, _) = send(&mut client, request(&body));
+                    cloning + cost.total() + counting(|| drop(client)).1
+                })
+                .sum();
+
+            assert_eq!(clone.taken, Blocks { number: usize::from(weight > 0), bytes: weight });
+            assert_eq!(kept, repeat_n(bare.total() + clone, 1_000).sum());
+            assert_eq!(cloned, repeat_n(bare.total() + clone + clone, 1_000).sum());
+        }
+    })
+    .await;
+}
+
+/// The first request of a thread takes the buffer, and what holds it until it is used again. A longer head takes another
+/// one, and no more than that.
+#[test]
+fn a_head_is_kept_in_a_buffer_that_is_used_again_and_grows_once() {
+    const POOL: Blocks = Blocks { number: 1, bytes: 4 * size_of::<Vec<u8>>() };
+
+    on_a_thread(async || {
+        let mut client = warm(World::new().builder(), api(StatusCode::OK)).await;
+        let mut cost = |length| send(&mut client, with_head_of(length)).0.total().taken;
+        let block = |bytes| Blocks { number: 1, bytes };
+
+        assert_eq!([cost(200), cost(200), cost(512)], [block(512) + POOL, Blocks::NONE, Blocks::NONE]);
+        assert_eq!([cost(513), cost(513), cost(1_024)], [block(1_024), Blocks::NONE, Blocks::NONE]);
+        assert_eq!([cost(4_097), cost(8_192), cost(8_192)], [block(8_192), Blocks::NONE, Blocks::NONE]);
+        assert_eq!([cost(200), cost(8_192)], [Blocks::NONE, Blocks::NONE]);
+        // That is not kept.
+        assert_eq!([cost(8_193), cost(8_193)], [block(16_384), block(512) + block(16_384)]);
+        assert_eq!([cost(200), cost(200)], [block(512), Blocks::NONE]);
+    });
+}
+
+#[test]
+fn a_burst_leaves_a_bounded_number_of_buffers_and_another_one_no_more() {
+    on_a_thread(async || {
+        let client = warm(World::new().builder(), api(StatusCode::OK)).await;
+        for (length, buffer) in [(200, 512), (8_192, 8_192)] {
+            let client = client.clone();
+            thread::spawn(move || {
+                let burst = |number: usize| {
+                    let mut futures = Vec::with_capacity(number);
+                    let ((), traffic) = counting(|| {
+                        futures.extend(repeat_with(|| client.clone().call(with_head_of(length))).take(number));
+                        futures.clear();
+                    });
+                    left(traffic)
+                };
+                let pool = Blocks { number: 1, bytes: 64 * size_of::<Vec<u8>>() };
+
+                assert_eq!(burst(1_000), Blocks { number: 64, bytes: 64 * buffer } + pool);
+                assert_eq!([burst(1_000), burst(64), burst(1)], [Blocks::NONE; 3]);
+            })
+            .join()
+            .unwrap();
+        }
+    });
+}
+
+#[test]
+fn heads_that_are_too_long_to_be_kept_leave_nothing() {
+    on_a_thread(async || {
+        let client = warm(World::new().builder(), api(StatusCode::OK)).await;
+        let mut futures = Vec::with_capacity(100);
+        let ((), traffic) = counting(|| {
+            futures.extend(repeat_with(|| client.clone().call(with_head_of(8_193))).take(100));
+            futures.clear();
+        });
+        assert_eq!(left(traffic), Blocks::NONE);
+        assert!(traffic.taken.bytes > 100 * 16_384);
+    });
+}
+
+/// Requests that are made on one thread and dropped on another do not pile up there.
+#[test]
+fn a_thread_that_drops_the_requests_of_others_keeps_no_more_buffers_than_its_own() {
+    on_a_thread(async || {
+        let client = warm(World::new().builder(), api(StatusCode::OK)).await;
+        let calls =
+            |number| -> Vec<_> { repeat_with(|| client.clone().call(with_head_of(200))).take(number).collect() };
+        let (first, second) = (calls(1_000), calls(1_000));
+        let mut own = client.clone();
+        thread::spawn(move || {
+            let [first, second] = [first, second].map(|calls| counting(|| drop(calls)).1);
+            // What holds the buffers grows step by step.
+            let pool = (4 + 8 + 16 + 32 + 64) * size_of::<Vec<u8>>();
+            assert_eq!(first.taken, Blocks { number: 5, bytes: pool });
+            assert_eq!(second.taken, Blocks::NONE);
+            assert_eq!(second.given_back.number, first.given_back.number - 4 + 64);
+            assert_eq!(send(&mut own, with_head_of(200)).0.total().taken, Blocks::NONE);
+        })
+        .join()
+        .unwrap();
+    });
+}
+
+/// Whatever the body has of data, only the frames are kept.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_streams_costs_the_same_few_blocks_each_time_and_no_copy_of_its_data() {
+    limited(async {
+        let data = Bytes::from("x".repeat(64 * 1024));
+        let mut client = warm(World::new().builder(), reading_api()).await;
+        let mut cost = || {
+            let frames = (0..8).map(|number| data.slice(number * 8 * 1024..(number + 1) * 8 * 1024)).collect();
+            send(&mut client, request(ReplayBody::new(Frames(frames)))).0.total().taken
+        };
+        cost();
+        let first = cost();
+        assert!(first.number <= 8 && first.bytes < 8 * 1024, "{first:?}");
+        for _ in 0..100 {
+            assert_eq!(cost(), first);
+        }
     })
     .await;
 }
@@ -343,6 +481,12 @@ where
     (Cost { ready, call, answer, end }, response)
 }
 
+/// What was taken and not given back.
+fn left(traffic: Traffic) -> Blocks {
+    let Traffic { taken, given_back } = traffic;
+    Blocks { number: taken.number - given_back.number, bytes: taken.bytes - given_back.bytes }
+}
+
 async fn assert_free<B: ReplayableBody + fmt::Debug>(body: impl Fn() -> B) {
     for status in STATUSES {
         let mut client = warm(World::new().builder().without_replay(), api(status)).await;
@@ -361,8 +505,10 @@ async fn assert_free<B: ReplayableBody + fmt::Debug>(body: impl Fn() -> B) {
 async fn assert_costs_a_copy<B: ReplayableBody + Clone + fmt::Debug>(body: impl Fn() -> B) {
     for status in STATUSES {
         let mut client = warm(World::new().builder(), api(status)).await;
-        // Its head is kept in a buffer that the others use again.
-        send(&mut client, request(body()));
+        // Until the buffer that the heads are kept in has the size that it needs.
+        for request in requests(&body) {
+            send(&mut client, request);
+        }
         for (request, same) in zip(requests(&body), requests(&body)) {
             let what = format!("{status}, {request:?}");
             let (copy, copying) = counting(|| (same.extensions().clone(), same.body().clone()));
@@ -403,7 +549,32 @@ fn requests<B>(body: impl Fn() -> B) -> Vec<Request<B>> {
     for request in &mut requests[2..] {
         *request.uri_mut() = "/audience/keyspaces".parse().unwrap();
     }
+    requests.extend(heads().map(|head| head.map(|()| body())));
     requests
+}
+
+/// Heads whose clones would take blocks, each with room for a field. The longest are longer than a buffer is at first.
+fn heads() -> impl Iterator<Item = Request<()>> {
+    [(0, 0), (6, 10), (6, 100), (6, 1_000)].into_iter().map(|(fields, length)| {
+        let method = Method::from_bytes(&b"A-METHOD-".repeat(5)).unwrap();
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("{BASE}/audience/keyspaces?{fields}").parse().unwrap();
+        for number in 0..fields {
+            let (name, value) = (format!("x-custom-{number}"), number.to_string().repeat(length));
+            request.headers_mut().append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        request.headers_mut().reserve(1);
+        request
+    })
+}
+
+/// A request whose head is so long as it is kept: each part with its end.
+fn with_head_of(length: usize) -> Request<()> {
+    let parts = "GET\nhttps\napi.apsis.one\n/\nx\n\n".len();
+    let mut request = Request::get(BASE).body(()).unwrap();
+    request.headers_mut().insert("x", "v".repeat(length - parts).parse().unwrap());
+    request
 }
 
 fn strangers() -> [Request<Full<Bytes>>; 2] {
@@ -436,7 +607,7 @@ struct Arrived {
 /// Answers at the second poll, and takes no block to do so.
 fn api<B>(
     status: StatusCode,
-) -> impl Service<Request<B>, Response = Response<Arrived>, Error = BoxError> + Clone + use<B> {
+) -> impl Service<Request<B>, Response = Response<Arrived>, Error = BoxError, Future: Send> + Clone + Send + use<B> {
     service_fn(move |request: Request<B>| {
         let mut answer = Some(arrival(status, &request));
         let mut is_polled = false;
@@ -449,6 +620,51 @@ fn api<B>(
             }
         })
     })
+}
+
+/// An API that weighs as much as its clones.
+#[derive(Clone)]
+struct Heavy<S> {
+    api: S,
+    _weight: Vec<u8>,
+}
+
+impl<S: Service<R>, R> Service<R> for Heavy<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.api.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.api.call(request)
+    }
+}
+
+/// An API that reads what it is sent, and takes no block to do so.
+fn reading_api() -> impl Service<Request<ReplayBody<Frames>>, Response = Response<Arrived>, Error = BoxError> + Clone {
+    service_fn(async |mut request: Request<ReplayBody<Frames>>| {
+        let mut length = 0;
+        while let Some(frame) = request.body_mut().frame().await {
+            length += frame?.into_data().unwrap().len();
+        }
+        assert_eq!(length, 64 * 1024);
+        Ok(arrival(StatusCode::OK, &request))
+    })
+}
+
+/// A body whose frames are there at once.
+struct Frames(VecDeque<Bytes>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
+    }
 }
 
 /// An API whose clones are counted.
