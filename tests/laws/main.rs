@@ -5,6 +5,7 @@
 mod allocator;
 mod bodies;
 mod capacity;
+mod heads;
 mod hot_path;
 mod many_callers;
 mod rejection;
