@@ -5,27 +5,30 @@
 use std::{
     convert::Infallible,
     future::pending,
-    pin::Pin,
+    pin::{Pin, pin},
     process::Command,
     slice,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use apsis_auth::{ApsisAuthLayer, AuthError, AuthOutcome, BuildError, ClientCredentials};
 use bytes::{Buf, Bytes};
-use http::{Request, Response, header::AUTHORIZATION};
+use http::{
+    HeaderName, HeaderValue, Request, Response,
+    header::{ACCEPT, AUTHORIZATION, COOKIE},
+};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use tokio::{
     runtime::{Builder, Runtime},
     time::{sleep, timeout},
 };
-use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use zeroize::Zeroize;
 
 use crate::allocator::looking;
@@ -201,6 +204,93 @@ fn a_token_that_a_caller_keeps_is_wiped_when_the_caller_lets_go() {
         assert_eq!(header, "Bearer the-cAnary-in-the-token");
     });
     assert_eq!(hits, 0);
+}
+
+// What a caller marks as sensitive, and an `authorization` of the caller's own. While a request is on its way its head is
+// kept, in buffers that other heads are kept in later: a longer head takes a longer one, and gives the old one back.
+
+#[test]
+fn what_a_caller_does_not_mark_as_sensitive_is_seen_where_a_buffer_is_given_back() {
+    let open = HeaderValue::from_static("cAnary");
+    let mut client = accepting();
+    for length in [0, 600, 9_000] {
+        let hits = kept(&mut client, &[(COOKIE, open.clone()), (ACCEPT, long(length))]);
+        assert_eq!(hits, if length == 0 { 1 } else { 2 }, "{length}");
+    }
+}
+
+#[test]
+fn what_a_caller_marks_as_sensitive_is_wiped_wherever_its_buffer_goes() {
+    let mut client = accepting();
+    // In one that is used again, one that becomes too small by a byte or by more, and one that is too long to be used again.
+    for length in (400..450).chain([0, 2_000, 9_000]) {
+        for own in [&[secret()][..], &[secret(), secret(), secret()]] {
+            let mut fields: Vec<_> = own.iter().map(|own| (COOKIE, own.clone())).collect();
+            fields.push((ACCEPT, long(length)));
+            assert_eq!(kept(&mut client, &fields), 0, "{length}");
+            fields.reverse();
+            assert_eq!(kept(&mut client, &fields), 0, "{length}");
+        }
+    }
+}
+
+/// It would be of no use to a replay.
+#[test]
+fn an_authorization_of_the_callers_own_is_not_kept_at_all() {
+    let mut client = accepting();
+    for is_sensitive in [false, true] {
+        for length in [0, 600, 9_000] {
+            let mut own = HeaderValue::from_static("Basic cAnary");
+            own.set_sensitive(is_sensitive);
+            for own in [&[own.clone()][..], &[own.clone(), own.clone(), own]] {
+                let mut fields: Vec<_> = own.iter().map(|own| (AUTHORIZATION, own.clone())).collect();
+                fields.push((ACCEPT, long(length)));
+                assert_eq!(kept(&mut client, &fields), 0, "{length}");
+            }
+        }
+    }
+}
+
+fn secret() -> HeaderValue {
+    let mut secret = HeaderValue::from_static("cAnary");
+    secret.set_sensitive(true);
+    secret
+}
+
+fn long(length: usize) -> HeaderValue {
+    "v".repeat(length).parse().unwrap()
+}
+
+/// How many blocks are given back with a canary in them once a request with these fields was accepted, and then another
+/// one with a longer head. The values with a canary are in static memory.
+fn kept(client: &mut impl Api, fields: &[(HeaderName, HeaderValue)]) -> usize {
+    let mut send = |fields: &[(HeaderName, HeaderValue)]| {
+        let mut request = Request::get(BASE).body(Full::default()).unwrap();
+        request.headers_mut().reserve(10);
+        for (name, value) in fields {
+            request.headers_mut().append(name, value.clone());
+        }
+        let answer = pin!(client.call(request)).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(answer, Poll::Ready(Ok(answer)) if answer.status() == 200));
+    };
+    // The buffer that is used next is as short as any is at first.
+    send(&[]);
+    let longer = [(ACCEPT, long(8_193))];
+    looking(|| {
+        send(fields);
+        send(&longer);
+    })
+}
+
+trait Api: Service<Request<Full<Bytes>>, Response = Response<()>, Error = BoxError> {}
+
+impl<S: Service<Request<Full<Bytes>>, Response = Response<()>, Error = BoxError>> Api for S {}
+
+/// An API that accepts everything, with a token at hand.
+fn accepting() -> impl Api {
+    let layer = layer(&[(200, r#"{"access_token":"open"}"#)]);
+    run(layer.handle().warm_up()).unwrap();
+    layer.layer(service_fn(async |_| Ok::<_, BoxError>(Response::new(()))))
 }
 
 /// While the request is out, and while a half of the answer is in.
