@@ -146,6 +146,39 @@ async fn the_scope_is_the_origin_of_the_base_url_whatever_its_path() {
     .await;
 }
 
+/// The one with its default port, in capitals or both; the other, too.
+#[tokio::test(start_paused = true)]
+async fn base_url_and_request_may_say_the_same_origin_in_other_words() {
+    const WORDS: [&str; 6] =
+        ["gate.example", "Gate.Example", "GATE.EXAMPLE", "gate.example:443", "Gate.example:443", "gate.example:"];
+
+    limited(async {
+        let world = World::new();
+        for base in WORDS {
+            let builder = ApsisAuthLayer::builder(world.credentials(), format!("https://{base}"));
+            let layer = builder.transport(world.apsis.clone()).build().unwrap();
+            for said in WORDS {
+                for (uri, host) in [
+                    (format!("https://{said}/"), None),
+                    (format!("https://user@{said}/"), None),
+                    ("/".to_owned(), Some(said)),
+                ] {
+                    let (sent, outcome) = arrival(&layer, request(&uri, host)).await;
+                    assert!(sent.authorization().starts_with("Bearer ey"), "{base}: {uri} {host:?}");
+                    assert!(outcome.is_none(), "{base}: {uri} {host:?}");
+                }
+            }
+            for near in ["gate.example:80", "gate.example:4430", "gate.example.", "gate.exampl", "Hate.example"] {
+                for (uri, host) in [(format!("https://{near}/"), None), ("/".to_owned(), Some(near))] {
+                    let (sent, outcome) = arrival(&layer, request(&uri, host)).await;
+                    assert_untouched(&sent, outcome.as_ref(), &format!("{base}: {uri} {host:?}"));
+                }
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_out_of_scope_without_authorization_arrives_without() {
     limited(async {
