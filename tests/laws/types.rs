@@ -25,6 +25,7 @@ use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::task::{LocalSet, spawn_local};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn,
@@ -88,6 +89,16 @@ fn a_future_is_what_the_service_its_future_the_response_and_the_body_are() {
         // Only the inner future is pinned where it is.
         assert!(has!(Of<Pinned>: Unpin) && has!(OfResponse<Pinned>: Unpin) && has!(OfBody<Pinned>: Unpin));
         assert!(!has!(OfFuture<Pinned>: Unpin));
+    }
+}
+
+/// To replay a request it cannot do without the client's own future and a clone of the client.
+#[test]
+fn a_future_is_little_larger_than_what_it_cannot_do_without() {
+    type Client = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
+    type Their = <Client as Service<Request<Full<Bytes>>>>::Future;
+    const {
+        assert!(size_of::<ResponseFuture<Client, Full<Bytes>>>() <= size_of::<Their>() + size_of::<Client>() + 192);
     }
 }
 
