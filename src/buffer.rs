@@ -75,7 +75,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         self.empty();
         let bytes = mem::take(&mut self.bytes);
-        if bytes.capacity() == 0 || bytes.capacity() > LARGEST {
+        if bytes.capacity() > LARGEST {
             return;
         }
         // A thread that ends has no pool any more.

@@ -3,6 +3,9 @@
 //! With a token at hand a request is on its way from the start, and the answer to it is the end: that is the future of the
 //! inner service and little else. What takes longer is a [`Detour`]: to wait for a token, or after a rejection to renew
 //! it, and then to get the inner service ready. From there the request is on its way, for the first or the second time.
+//!
+//! `#[inline]` stands here and elsewhere on the way of a request with a token at hand: without it the functions of one file
+//! cost up to 70 instructions more in a user's crate (`cargo bench --bench instructions`).
 
 use std::{
     fmt,
@@ -70,9 +73,10 @@ pin_project! {
         // How long the request may still wait for a token.
         patience: Duration,
         // `None` of what is not to be sent again.
-        again: Option<Again<S, B>>,
-        // While the request is not on its way. Boxed because that is rare, and a request that needs none is smaller for it.
-        detour: Option<Box<Detour<S, B>>>,
+        kept: Option<KeptRequest<S, B>>,
+        // While the request is not on its way, or why it never will be. Boxed because that is rare, and a request that
+        // needs none is smaller for it.
+        detour: Option<Result<Box<Detour<S, B>>, Box<AuthError>>>,
         shared: Arc<Shared>,
     }
 }
@@ -87,7 +91,7 @@ enum Course {
 }
 
 /// What is kept of a request so that it can be sent again.
-pub(crate) struct Again<S, B: ReplayableBody> {
+pub(crate) struct KeptRequest<S, B: ReplayableBody> {
     inner: S,
     head: KeptHead,
     body: B::Kept,
@@ -108,8 +112,10 @@ enum Stage<R> {
     /// With the rejected response, which is the answer if there is no newer token.
     Renewing(Waiting, Option<R>),
     Readying,
-    Failed(AuthError),
 }
+
+/// What the caller gets.
+type End<ResBody> = Result<Response<ResBody>, BoxError>;
 
 /// It returns how long the request may still wait for tokens.
 type Waiting = Pin<Box<dyn Future<Output = Result<Duration, AuthError>> + Send + Sync>>;
@@ -121,9 +127,14 @@ where
 {
     /// Of a request that was sent with a token of this generation.
     #[inline]
-    pub(crate) fn sent(answer: S::Future, generation: u64, again: Option<Again<S, B>>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn sent(
+        answer: S::Future,
+        generation: u64,
+        kept: Option<KeptRequest<S, B>>,
+        shared: Arc<Shared>,
+    ) -> Self {
         let patience = shared.cache.limits.max_wait;
-        Self { answer: Some(answer), course: Course::First, generation, patience, again, detour: None, shared }
+        Self { answer: Some(answer), course: Course::First, generation, patience, kept, detour: None, shared }
     }
 
     #[cold]
@@ -132,10 +143,15 @@ where
         Self { course: Course::OutOfScope, ..Self::sent(ready.call(request), 0, None, shared) }
     }
 
-    fn on_detour(stage: Stage<S::Response>, inner: S, request: Request<B>, shared: Arc<Shared>) -> Self {
-        let patience = shared.cache.limits.max_wait;
-        let detour = Some(Box::new(Detour { stage, inner, request }));
-        Self { answer: None, course: Course::First, generation: 0, patience, again: None, detour, shared }
+    /// Of a request that cannot be sent.
+    #[cold]
+    pub(crate) fn failed(error: AuthError, shared: Arc<Shared>) -> Self {
+        Self::unsent(Err(Box::new(error)), shared)
+    }
+
+    fn unsent(detour: Result<Box<Detour<S, B>>, Box<AuthError>>, shared: Arc<Shared>) -> Self {
+        let (patience, detour) = (shared.cache.limits.max_wait, Some(detour));
+        Self { answer: None, course: Course::First, generation: 0, patience, kept: None, detour, shared }
     }
 }
 
@@ -153,13 +169,7 @@ where
         let inner = ready.clone();
         drop(mem::replace(ready, inner.clone()));
         let stage = Stage::waiting(&shared, shared.cache.limits.max_wait);
-        Self::on_detour(stage, inner, request, shared)
-    }
-
-    /// Of a request that cannot be sent.
-    #[cold]
-    pub(crate) fn failed(error: AuthError, ready: &S, request: Request<B>, shared: Arc<Shared>) -> Self {
-        Self::on_detour(Stage::Failed(error), ready.clone(), request, shared)
+        Self::unsent(Ok(Box::new(Detour { stage, inner, request })), shared)
     }
 }
 
@@ -183,15 +193,18 @@ where
             };
             let answer = match ready!(answer.poll(cx)) {
                 Ok(answer) => answer,
-                Err(error) => return Poll::Ready(Err(error.into())),
+                Err(error) => {
+                    *this.kept = None;
+                    return Poll::Ready(Err(error.into()));
+                }
             };
             if !matches!(this.course, Course::First) {
                 return Poll::Ready(Ok(self.conclude(answer)));
             }
-            match rejection(&answer, *this.generation, this.shared) {
+            match judge(&answer, *this.generation, this.shared) {
                 None => {
                     // What was kept of the request is not needed any more, though the future may be held for longer.
-                    *this.again = None;
+                    *this.kept = None;
                     return Poll::Ready(Ok(answer));
                 }
                 Some(kind) => {
@@ -206,7 +219,7 @@ where
 
 /// How the token was rejected, if it was. Takes note if it was accepted.
 #[inline]
-fn rejection<ResBody>(answer: &Response<ResBody>, generation: u64, shared: &Shared) -> Option<Rejection> {
+fn judge<ResBody>(answer: &Response<ResBody>, generation: u64, shared: &Shared) -> Option<Rejection> {
     let status = answer.status();
     let rejection = shared.rule.judge(status, answer.headers());
     // Of the answers that are no rejections, only a success proves that the token was looked at.
@@ -227,7 +240,7 @@ where
     fn conclude(self: Pin<&mut Self>, answer: Response<ResBody>) -> Response<ResBody> {
         let Course::Replay(kind) = self.course else { return marked(answer, AuthOutcome::OutOfScope) };
         let (cache, status) = (&self.shared.cache, answer.status());
-        match rejection(&answer, self.generation, &self.shared) {
+        match judge(&answer, self.generation, &self.shared) {
             Some(_) => cache.replay_rejected(self.generation, kind),
             // A limit or a failure may stand in front of whatever looks at tokens.
             None if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {}
@@ -241,7 +254,7 @@ where
     fn renew(self: Pin<&mut Self>, kind: Rejection, rejected: Response<ResBody>) -> Option<Response<ResBody>> {
         let mut this = self.project();
         let (cache, generation) = (&this.shared.cache, *this.generation);
-        let Some((inner, request)) = this.again.take().and_then(Again::restore) else {
+        let Some((inner, request)) = this.kept.take().and_then(KeptRequest::restore) else {
             cache.renew_in_background(generation, kind);
             return Some(marked(rejected, AuthOutcome::NotReplayable));
         };
@@ -250,24 +263,24 @@ where
         *this.course = Course::Replay(kind);
         let renewing = Box::pin(Arc::clone(cache).renew(generation, kind, *this.patience));
         let stage = Stage::Renewing(renewing, Some(rejected));
-        *this.detour = Some(Box::new(Detour { stage, inner, request }));
+        *this.detour = Some(Ok(Box::new(Detour { stage, inner, request })));
         None
     }
 
-    /// Until the request is on its way, or to the end of it.
+    /// Until the request is on its way, or ends without.
     #[cold]
-    fn poll_detour(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Result<Response<ResBody>, BoxError>>> {
+    fn poll_detour(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), End<ResBody>>> {
         let mut this = self.project();
-        let mut detour = this.detour.take().expect(POLLED_AGAIN);
+        let mut detour = match this.detour.take().expect(POLLED_AGAIN) {
+            Ok(detour) => detour,
+            Err(error) => return Poll::Ready(Err(Err((*error).into()))),
+        };
         let stamp = loop {
             match detour.poll_ready(this.patience, cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {
-                    *this.detour = Some(detour);
+                    *this.detour = Some(Ok(detour));
                     return Poll::Pending;
                 }
             }
@@ -282,9 +295,10 @@ where
         match this.course {
             Course::Replay(_) => tracing::debug!(generation = stamp.generation, "replay"),
             // A replay is not sent a third time.
-            _ => *this.again = Again::keep(&inner, &mut request, this.shared.replay_limit),
+            _ => *this.kept = KeptRequest::keep(&inner, &mut request, this.shared.replay_limit),
         }
         if let Err(error) = stamp.put_on(&mut request) {
+            *this.kept = None;
             return Poll::Ready(Err(Err(error.into())));
         }
         this.answer.set(Some(inner.call(request)));
@@ -300,12 +314,8 @@ where
     S: Service<Request<B>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
 {
-    /// Until there was a token and the inner service is ready, or to the end of the request.
-    fn poll_ready(
-        &mut self,
-        patience: &mut Duration,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Result<Response<ResBody>, BoxError>>> {
+    /// Until there was a token and the inner service is ready, or the request ends without.
+    fn poll_ready(&mut self, patience: &mut Duration, cx: &mut Context<'_>) -> Poll<Result<(), End<ResBody>>> {
         let waited = match &mut self.stage {
             Stage::Waiting(waiting) => ready!(waiting.as_mut().poll(cx)).map_err(|error| Err(error.into())),
             Stage::Renewing(renewing, rejected) => ready!(renewing.as_mut().poll(cx)).map_err(|error| {
@@ -313,7 +323,6 @@ where
                 Ok(marked(rejected, AuthOutcome::NotRenewed(error)))
             }),
             Stage::Readying => Ok(*patience),
-            Stage::Failed(error) => Err(Err(error.clone().into())),
         };
         *patience = waited?;
         // The rejected response goes with its stage, now that a newer token is in hand.
@@ -335,7 +344,7 @@ impl<R> Stage<R> {
     }
 }
 
-impl<S: Clone, B: ReplayableBody> Again<S, B> {
+impl<S: Clone, B: ReplayableBody> KeptRequest<S, B> {
     /// What is kept of a request: the head, up to the limit the body, and a clone of the service.
     #[inline]
     pub(crate) fn keep(inner: &S, request: &mut Request<B>, limit: Option<usize>) -> Option<Self> {
@@ -344,7 +353,7 @@ impl<S: Clone, B: ReplayableBody> Again<S, B> {
     }
 }
 
-impl<S, B: ReplayableBody> Again<S, B> {
+impl<S, B: ReplayableBody> KeptRequest<S, B> {
     /// The request as it was before it was sent, if its body can be had again.
     fn restore(self) -> Option<(S, Request<B>)> {
         Some((self.inner, self.head.restore(B::restore(self.body)?)?))

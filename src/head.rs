@@ -1,14 +1,17 @@
 //! What is kept of a request's head, its method, URI and header fields, so that the request can be sent again.
 //!
 //! Nearly every request is accepted, and what was kept of it is thrown away. So the head is written down as text, in a
-//! buffer that was used before, and read again only if the token was rejected. To clone it would take a block of memory
-//! for each of several parts, and twice the instructions (`cargo bench --bench instructions`).
+//! buffer that was used before, and read again only if the token was rejected. To clone it would take more instructions,
+//! and a block of memory for each of several parts.
 
+use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::AUTHORIZATION,
     uri::{Authority, PathAndQuery, Scheme},
 };
+
+use zeroize::Zeroizing;
 
 use crate::buffer::Buffer;
 
@@ -87,11 +90,18 @@ fn read_fields(mut text: Reader<'_>) -> Option<HeaderMap> {
     while let Some(name) = text.part() {
         let name = HeaderName::from_bytes(name).ok()?;
         let (value, end) = text.next()?;
-        let mut value = HeaderValue::from_bytes(value).ok()?;
-        value.set_sensitive(end == SENSITIVE_END);
+        let value = if end == SENSITIVE_END { secret(value)? } else { HeaderValue::from_bytes(value).ok()? };
         fields.try_append(name, value).ok()?;
     }
     Some(fields)
+}
+
+/// A value that is wiped like the buffer that it was in.
+fn secret(value: &[u8]) -> Option<HeaderValue> {
+    let value = Bytes::from_owner(Zeroizing::new(value.to_vec()));
+    let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 struct Reader<'a>(&'a [u8]);

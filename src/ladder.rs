@@ -166,12 +166,12 @@ impl Evidence {
         let seen = self.0.load(Ordering::Relaxed);
         let accepted = (generation << GENERATION) | ACCEPTED;
         if seen != accepted {
-            self.accepted_first(seen, accepted);
+            self.take_note(seen, accepted);
         }
     }
 
     #[cold]
-    fn accepted_first(&self, seen: u64, accepted: u64) {
+    fn take_note(&self, seen: u64, accepted: u64) {
         if seen >> GENERATION == accepted >> GENERATION {
             self.update(seen, accepted);
         }

@@ -44,9 +44,7 @@ pub struct ApsisAuthLayer {
 
 /// What all services of a layer share.
 ///
-/// It begins on a line of the processor's cache that is not the one with the counts of its `Arc`, which each request
-/// changes and its other readers would wait for: two threads send 1.7 times as much as one with it, as they do with a
-/// static header, and 1.6 times without (`cargo bench --bench scaling`).
+/// It begins on another line of the processor's cache than the counts of its `Arc`, which each request changes.
 #[repr(align(128))]
 pub(crate) struct Shared {
     pub(crate) cache: Arc<TokenCache>,

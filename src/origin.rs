@@ -63,9 +63,9 @@ impl BaseUrl {
         }
         let endpoint = format!("{}/oauth/token", self.0.trim_end_matches('/'));
         let endpoint = endpoint.parse().map_err(|_| wrong("it is not a URL"))?;
-        let usual = host.to_ascii_lowercase();
-        let usual = if port == default_port { usual } else { format!("{usual}:{port}") };
-        Ok((Origin { scheme, usual, host, port, default_port }, endpoint))
+        let canonical = host.to_ascii_lowercase();
+        let canonical = if port == default_port { canonical } else { format!("{canonical}:{port}") };
+        Ok((Origin { scheme, canonical, host, port, default_port }, endpoint))
     }
 
     /// The text for an error: what stands before an `@` or in a query may be a password.
@@ -122,7 +122,7 @@ impl From<Uri> for BaseUrl {
 pub(crate) struct Origin {
     scheme: Scheme,
     /// Host and port as nearly all write them: in lower case, and without the default port.
-    usual: String,
+    canonical: String,
     host: String,
     port: u16,
     default_port: u16,
@@ -168,11 +168,10 @@ impl Origin {
     /// parse a `Host` field is to copy it.
     #[inline]
     fn names(&self, host_and_port: &str) -> bool {
-        host_and_port == self.usual || self.names_in_other_words(host_and_port)
+        host_and_port == self.canonical || self.names_in_full(host_and_port)
     }
 
-    #[cold]
-    fn names_in_other_words(&self, host_and_port: &str) -> bool {
+    fn names_in_full(&self, host_and_port: &str) -> bool {
         let Some((host, port)) = host_and_port.split_at_checked(self.host.len()) else { return false };
         host.eq_ignore_ascii_case(&self.host) && self::port(port, self.default_port) == Some(self.port)
     }

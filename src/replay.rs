@@ -47,7 +47,9 @@ pub trait ReplayableBody: Sized {
 
     /// What is kept of the body, which is sent next: of memory that is not shared with the body, at most `limit` bytes.
     ///
-    /// A body that keeps what streams through it becomes one that does so here.
+    /// Afterwards the body yields what it would have yielded. One that keeps what streams through it becomes one that does
+    /// so here; what cannot be changed in place is taken by [`mem::take`] or [`mem::replace`] and put back changed, and is
+    /// not polled in between.
     fn keep(&mut self, limit: usize) -> Self::Kept;
 
     /// The body as it was when it was kept, or `None` if it cannot be had again; then the request is not replayed.

@@ -8,7 +8,7 @@ use std::{
 use http::{Request, Response};
 use tower::{BoxError, Service};
 
-use crate::{ReplayableBody, ResponseFuture, future::Again, layer::Shared};
+use crate::{ReplayableBody, ResponseFuture, future::KeptRequest, layer::Shared};
 
 /// A service that gives requests to APSIS One a bearer token. Made by [`ApsisAuthLayer`](crate::ApsisAuthLayer).
 ///
@@ -129,11 +129,11 @@ where
         let Some(stamp) = shared.cache.stamp() else {
             return ResponseFuture::wait(inner, request, Arc::clone(shared));
         };
-        let again = Again::keep(inner, &mut request, shared.replay_limit);
+        let kept = KeptRequest::keep(inner, &mut request, shared.replay_limit);
         let generation = stamp.generation;
         match stamp.put_on(&mut request) {
-            Ok(()) => ResponseFuture::sent(inner.call(request), generation, again, Arc::clone(shared)),
-            Err(error) => ResponseFuture::failed(error, inner, request, Arc::clone(shared)),
+            Ok(()) => ResponseFuture::sent(inner.call(request), generation, kept, Arc::clone(shared)),
+            Err(error) => ResponseFuture::failed(error, Arc::clone(shared)),
         }
     }
 }

@@ -109,7 +109,7 @@ impl Token {
     /// Whether the token is good without looking at anything but one clock.
     #[inline]
     pub(crate) fn needs_no_look(&self, now: Instant) -> bool {
-        // Cheaper than to compare ages: to add is a third of the price of taking the difference of two moments.
+        // To add to a moment is cheaper than to take the difference of two.
         now < self.born.monotonic + Duration::from_nanos(self.next_look.load(Ordering::Relaxed))
     }
 
