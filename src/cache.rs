@@ -88,7 +88,8 @@ impl TokenCache {
         }
     }
 
-    /// The token at hand, if it is good. The way of every request: no lock, no allocation, one reading of a clock.
+    /// The token at hand, if it is good. The way of every request: no lock, no allocation, one reading of a clock, but for the
+    /// look that is taken now and then.
     #[inline]
     pub(crate) fn stamp(self: &Arc<Self>) -> Option<Stamp> {
         let current = self.current.load();

@@ -116,11 +116,17 @@
 //!
 //! # What it costs
 //!
-//! A request with a good token at hand takes no lock and reads one monotonic clock. It asks for no memory, except for what
-//! clones of its body, its extensions and the inner service take if it may be replayed. Its head is kept as text, in
-//! buffers that the requests of a thread use one after the other: at most 64 for each thread, of at most 8 KiB each. More
-//! requests at once, and longer heads, take memory while they are in flight. A request that waits for a token or is replayed
-//! takes some, too. The figures are in `BENCHMARKS.md`.
+//! A request with a good token at hand takes no lock and reads one monotonic clock. Every few seconds one also compares the
+//! wall clock, and the one that finds the token due starts a refresh.
+//!
+//! It asks for no memory, except for what clones of its body, its extensions and the inner service take if it may be
+//! replayed, and what a body that streams needs to be recorded. Its head is kept as text, in buffers that the requests of a
+//! thread use one after the other: at most 64 stay with a thread, of at most 8 KiB each. What goes beyond takes memory
+//! while it is in flight: more requests at once, longer heads, and requests that end on another thread than they began on. So
+//! do requests that wait for a token or are replayed. The figures are in `BENCHMARKS.md`.
+//!
+//! A header value that is marked as sensitive is wiped from such a buffer before it is used again; others may stay in it
+//! until they are overwritten. An `Authorization` of the caller's own is not kept.
 //!
 //! # Requests out of the ordinary
 //!

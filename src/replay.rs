@@ -34,6 +34,27 @@ use crate::replay_body::{KeptBody, ReplayBody};
 /// the wrapper on above the layer, with tower-http's `map_request_body(ReplayBody::new)`.
 ///
 /// The limit is that of the builder's [`replay_limit`](crate::ApsisAuthBuilder::replay_limit).
+///
+/// For a body of one's own that is cheap to clone:
+///
+/// ```
+/// use apsis_auth::ReplayableBody;
+///
+/// #[derive(Clone)]
+/// struct Form(std::sync::Arc<[u8]>);
+///
+/// impl ReplayableBody for Form {
+///     type Kept = Self;
+///
+///     fn keep(&mut self, _limit: usize) -> Self {
+///         self.clone()
+///     }
+///
+///     fn restore(kept: Self) -> Option<Self> {
+///         Some(kept)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is a body that the layer cannot send a second time as it is",
     label = "no `ReplayableBody`",
@@ -42,17 +63,19 @@ use crate::replay_body::{KeptBody, ReplayBody};
     note = "for axum's and reqwest's body there are the features `axum` and `reqwest`"
 )]
 pub trait ReplayableBody: Sized {
-    /// What is kept while the body is on its way.
+    /// What is kept while the body is on its way. A request that is spawned needs it to be `Send`.
     type Kept;
 
-    /// What is kept of the body, which is sent next: of memory that is not shared with the body, at most `limit` bytes.
+    /// What is kept of the body, which is sent next. It may copy at most `limit` bytes; memory that it shares with the body does
+    /// not count. Not called without replay.
     ///
     /// Afterwards the body yields what it would have yielded. One that keeps what streams through it becomes one that does
     /// so here; what cannot be changed in place is taken by [`mem::take`] or [`mem::replace`] and put back changed, and is
     /// not polled in between.
     fn keep(&mut self, limit: usize) -> Self::Kept;
 
-    /// The body as it was when it was kept, or `None` if it cannot be had again; then the request is not replayed.
+    /// The body as it was when it was kept, or `None` if it cannot be had again: then the request is not replayed, and its
+    /// answer says [`NotReplayable`](crate::AuthOutcome::NotReplayable).
     ///
     /// Called at most once, after the request that carried the body was rejected.
     fn restore(kept: Self::Kept) -> Option<Self>;
