@@ -57,7 +57,8 @@ impl Buffer {
 
     fn empty(&mut self) {
         if self.holds_secret {
-            self.bytes.zeroize();
+            // Of the slice, since a `Vec` is wiped byte by byte, with all the room it has left.
+            self.bytes.as_mut_slice().zeroize();
         }
         self.bytes.clear();
     }
