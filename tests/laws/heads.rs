@@ -108,9 +108,9 @@ async fn a_head_of_any_length_is_replayed() {
 // What was kept is let go.
 
 #[tokio::test(start_paused = true)]
-async fn what_was_kept_goes_with_the_acceptance_though_the_future_is_held() {
+async fn what_was_kept_goes_with_an_answer_or_an_error_though_the_future_is_held() {
     limited(async {
-        for status in [StatusCode::OK, StatusCode::NOT_FOUND] {
+        for status in [Some(StatusCode::OK), Some(StatusCode::NOT_FOUND), None] {
             let (mut client, [inner, body, extension]) = (counted(status).await, array::from_fn(|_| Arc::new(())));
             client.get_mut().held = Arc::clone(&inner);
             let mut request = Request::post(BASE).body(Held(Arc::clone(&body))).unwrap();
@@ -122,7 +122,7 @@ async fn what_was_kept_goes_with_the_acceptance_though_the_future_is_held() {
             assert_eq!(held(), [2, 1, 1]);
             let answer = poll(&mut future);
 
-            assert!(matches!(answer, Poll::Ready(Ok(answer)) if answer.status() == status));
+            assert!(matches!(answer, Poll::Ready(answer) if answer.as_ref().ok().map(Response::status) == status));
             assert_eq!(held(), [1, 0, 0]);
             drop(future);
             assert_eq!(held(), [1, 0, 0]);
@@ -136,7 +136,7 @@ async fn without_replay_nothing_is_kept_of_a_head() {
     limited(async {
         let layer = World::new().builder().without_replay().build().unwrap();
         layer.handle().warm_up().await.unwrap();
-        let (mut client, extension) = (layer.layer(Counted::new(StatusCode::OK)), Arc::new(()));
+        let (mut client, extension) = (layer.layer(Counted::new(Some(StatusCode::OK))), Arc::new(()));
         let mut request = Request::get(BASE).body(Held(Arc::default())).unwrap();
         request.extensions_mut().insert(Arc::clone(&extension));
         let _future = client.call(request);
@@ -170,7 +170,7 @@ async fn a_request_that_is_held_until_its_thread_ends_is_dropped_like_any_other(
         static LATE: RefCell<Vec<ResponseFuture<Counted, Held>>> = const { RefCell::new(Vec::new()) };
     }
     limited(async {
-        let (client, body) = (counted(StatusCode::OK).await, Arc::new(()));
+        let (client, body) = (counted(Some(StatusCode::OK)).await, Arc::new(()));
         let call = || client.clone().call(Request::post(BASE).body(Held(Arc::clone(&body))).unwrap());
         let kept = thread::scope(|scope| {
             let ends = scope.spawn(|| {
@@ -363,18 +363,19 @@ fn rejecting_each_first()
 /// A service whose clones are counted, and which keeps nothing of a request.
 #[derive(Clone)]
 struct Counted {
-    status: StatusCode,
+    /// Of its answers; `None` where it fails.
+    status: Option<StatusCode>,
     held: Arc<()>,
 }
 
 impl Counted {
-    fn new(status: StatusCode) -> Self {
+    fn new(status: Option<StatusCode>) -> Self {
         Self { status, held: Arc::default() }
     }
 }
 
 /// It with a token at hand.
-async fn counted(status: StatusCode) -> ApsisAuth<Counted> {
+async fn counted(status: Option<StatusCode>) -> ApsisAuth<Counted> {
     let layer = World::new().layer();
     layer.handle().warm_up().await.unwrap();
     layer.layer(Counted::new(status))
@@ -390,9 +391,8 @@ impl Service<Request<Held>> for Counted {
     }
 
     fn call(&mut self, _: Request<Held>) -> Self::Future {
-        let mut response = Response::new(());
-        *response.status_mut() = self.status;
-        ready(Ok(response))
+        let response = self.status.map(|status| Response::builder().status(status).body(()).unwrap());
+        ready(response.ok_or_else(|| "the connection is lost".into()))
     }
 }
 
