@@ -37,7 +37,7 @@ struct Token {
     header: HeaderValue,
     generation: u64,
     born: Instant,
-    /// Nanoseconds after that.
+    /// Nanoseconds after that. It moves: every few seconds the wall clock is to be looked at, too.
     next_look: AtomicU64,
 }
 
