@@ -12,6 +12,7 @@ mod rejection;
 mod requests;
 mod scope;
 mod secrets;
+mod stacks;
 mod support;
 mod token_endpoint;
 mod types;
