@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
 mod capacity;
+mod clients;
 mod ear;
 mod requests;
+mod stacks;
 
 use std::{
     convert::Infallible,
