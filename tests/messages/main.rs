@@ -18,10 +18,12 @@ async fn every_stack_compiles_and_works_as_it_stands() {
         stacks::own_body(layer()).await,
         stacks::own_body_at_oneshot(layer()).await,
         stacks::own_body_at_ready(layer()).await,
+        stacks::own_body_at_a_box(layer()).await,
         stacks::not_clone(layer()).await,
         stacks::own_error(layer()).await,
         stacks::own_response(layer()).await,
         stacks::another_body(layer()).await,
+        stacks::no_default_body(layer()).await,
     ] {
         assert_eq!(response.unwrap().into_body(), "Bearer opaque");
     }
@@ -29,7 +31,7 @@ async fn every_stack_compiles_and_works_as_it_stands() {
 
 #[test]
 fn of_an_unknown_body_it_says_what_to_wrap_it_in() {
-    for line in ["ReplayBody", "Once, at oneshot", "Once, at ready"] {
+    for line in ["ReplayBody", "Once, at oneshot", "Once, at ready", "Once, at a box"] {
         assert_said(
             line,
             &[
@@ -71,6 +73,19 @@ fn of_a_response_that_is_not_http_it_says_so_under_a_bound() {
 #[test]
 fn of_a_service_for_another_body_it_says_so_under_a_bound() {
     assert_said("map_request_body", &["Full<Bytes>", "String"]);
+}
+
+#[test]
+fn of_a_body_without_a_default_under_a_time_limit_it_says_so_under_a_bound() {
+    assert_said("map_response_body", &["OwnText", "Default", "Timeout<ApsisAuth<"]);
+}
+
+#[cfg(feature = "reqwest")]
+#[test]
+fn of_reqwests_client_it_says_under_a_bound_which_request_it_takes() {
+    // Not called, since it wants a network.
+    let _: fn(ApsisAuthLayer, reqwest::Client) = stacks::reqwests_client;
+    assert_said("filter", &["Service<http::Request<", "reqwest-", "for `ApsisAuth<Client>`"]);
 }
 
 /// Compiles this binary anew, without one line. What it depends on is built already.

@@ -5,15 +5,19 @@ use std::{
     future::{Ready, ready},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use apsis_auth::ApsisAuthLayer;
 use bytes::Bytes;
-use http::{Request, Response, header::AUTHORIZATION};
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame};
 use http_body_util::Full;
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxService};
-use tower_http::ServiceBuilderExt;
+use tower::{
+    BoxError, Service, ServiceBuilder, ServiceExt, service_fn,
+    util::{BoxCloneSyncService, BoxService},
+};
+use tower_http::{ServiceBuilderExt, timeout::TimeoutLayer};
 
 type Answered = Result<Response<String>, BoxError>;
 
@@ -39,6 +43,14 @@ pub(crate) async fn own_body_at_ready(auth: ApsisAuthLayer) -> Answered {
     let stack = stack.map_request_body(apsis_auth::Once::new);
     let mut client = stack.layer(auth).service(Api);
     client.ready().await?.call(request(OwnBody)).await
+}
+
+pub(crate) async fn own_body_at_a_box(auth: ApsisAuthLayer) -> Answered {
+    let stack = ServiceBuilder::new();
+    #[cfg(not(without = "Once, at a box"))]
+    let stack = stack.map_request_body(apsis_auth::Once::new);
+    let client: BoxCloneSyncService<Request<OwnBody>, _, _> = BoxCloneSyncService::new(stack.layer(auth).service(Api));
+    client.oneshot(request(OwnBody)).await
 }
 
 pub(crate) async fn not_clone(auth: ApsisAuthLayer) -> Answered {
@@ -78,6 +90,29 @@ pub(crate) async fn another_body(auth: ApsisAuthLayer) -> Answered {
     client.oneshot(request(String::new())).await
 }
 
+pub(crate) async fn no_default_body(auth: ApsisAuthLayer) -> Answered {
+    let stack = ServiceBuilder::new()
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(60)))
+        .layer(auth);
+    #[cfg(not(without = "map_response_body"))]
+    let stack = stack.map_response_body(|OwnText(text)| text);
+    let client =
+        stack.service(service_fn(async |request: Request<String>| Ok::<_, Infallible>(answer(&request).map(OwnText))));
+    is_a_service::<Request<String>>(&client);
+    client.oneshot(request(String::new())).await
+}
+
+/// It wants a network, so it is compiled and not called. The tests of the sockets call it.
+#[cfg(feature = "reqwest")]
+pub(crate) fn reqwests_client(auth: ApsisAuthLayer, client: reqwest::Client) {
+    let stack = ServiceBuilder::new().layer(auth);
+    #[cfg(not(without = "filter"))]
+    let stack = stack
+        .map_response(Response::<reqwest::Body>::from)
+        .filter(|request: Request<reqwest::Body>| reqwest::Request::try_from(request));
+    is_a_service::<Request<reqwest::Body>>(&stack.service(client));
+}
+
 /// What a stack is to be, so that the compiler says why it is not.
 fn is_a_service<R>(_: &impl Service<R>) {}
 
@@ -112,6 +147,8 @@ impl Body for OwnBody {
 struct OwnError(&'static str);
 
 struct OwnResponse(Response<String>);
+
+struct OwnText(String);
 
 fn request<B>(body: B) -> Request<B> {
     Request::post("https://api.apsis.one/").body(body).unwrap()
