@@ -107,9 +107,9 @@ async fn the_proxy_of_reqwest_serves_the_api_and_the_token_requests() {
     .await;
 }
 
-/// Its own way with a URI is not ours to mend, but to know: it takes out what a path says of folders, and leaves the rest.
+/// Its own way with a URI is not ours to mend, but to know.
 #[tokio::test]
-async fn reqwest_leaves_the_encoding_of_a_profile_key_as_it_is() {
+async fn reqwest_leaves_the_encoding_of_a_profile_key_as_it_is_and_takes_dots_out_of_a_path() {
     limited(async {
         let world = World::new().await;
         let service = http_service(world.reqwest_builder().no_proxy().build().unwrap());
@@ -121,6 +121,9 @@ async fn reqwest_leaves_the_encoding_of_a_profile_key_as_it_is() {
             assert_eq!(client.clone().oneshot(request).await.unwrap().status(), StatusCode::CREATED);
             assert!(world.apsis.profile("com.apsis1.keyspaces.email", key).is_some(), "{key}");
         }
+        let dots = format!("{}/elsewhere/../audience/keyspaces", world.server.url());
+        let request = Request::get(dots).body(reqwest::Body::default()).unwrap();
+        assert_eq!(client.oneshot(request).await.unwrap().status(), StatusCode::OK);
     })
     .await;
 }

@@ -95,6 +95,57 @@ async fn a_trace_beneath_the_layer_sees_that_there_is_a_token_and_not_which() {
     .await;
 }
 
+#[tokio::test]
+async fn what_the_caller_puts_on_is_printed_unless_it_is_marked_above_the_trace() {
+    limited(async {
+        let world = World::new().await;
+        let auth = world.builder().build().unwrap();
+        let marking = SetSensitiveRequestHeadersLayer::new([COOKIE]);
+        let trace = || TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().include_headers(true));
+        for is_marked_above in [true, false] {
+            let (ear, _listening) = Ear::listening();
+            let https_client = world.https_client::<Full<Bytes>>(Version::HTTP_11);
+            let client = auth.layer(https_client);
+            let mut request = keyspaces(&world, Full::default());
+            request.headers_mut().insert(COOKIE, HeaderValue::from_static("cAnary=1"));
+            let status = if is_marked_above {
+                let client = ServiceBuilder::new().layer(marking.clone()).layer(trace()).service(client);
+                client.oneshot(request).await.unwrap().status()
+            } else {
+                let client = ServiceBuilder::new().layer(trace()).layer(marking.clone()).service(client);
+                client.oneshot(request).await.unwrap().status()
+            };
+            assert_eq!(status, StatusCode::OK);
+            assert_ne!(ear.all().iter().any(|said| said.contains("cAnary")), is_marked_above);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_packed_is_read_above_and_beneath_a_rejection_too() {
+    limited(async {
+        let world = World::new().await;
+        let packed = |status| Answer::status(status).header(CONTENT_ENCODING, "gzip").body(PACKED);
+        let auth = world.builder().without_replay().build().unwrap();
+        let https_client = world.https_client::<Full<Bytes>>(Version::HTTP_11);
+        for status in [StatusCode::OK, StatusCode::UNAUTHORIZED] {
+            world.apsis.script_api_answers([packed(status), packed(status)]);
+            let above = ServiceBuilder::new().layer(DecompressionLayer::new()).layer(auth.clone());
+            let response =
+                above.service(https_client.clone()).oneshot(keyspaces(&world, Full::default())).await.unwrap();
+            assert_eq!(response.status(), status);
+            assert_eq!(text(response).await, r#"{"items":[]}"#);
+            let beneath = ServiceBuilder::new().layer(auth.clone()).layer(DecompressionLayer::new());
+            let response =
+                beneath.service(https_client.clone()).oneshot(keyspaces(&world, Full::default())).await.unwrap();
+            assert_eq!(response.status(), status);
+            assert_eq!(text(response).await, r#"{"items":[]}"#);
+        }
+    })
+    .await;
+}
+
 /// The same account is everywhere: it would take the token wherever it arrived.
 #[tokio::test]
 async fn a_redirect_to_another_host_port_or_scheme_carries_no_token() {
