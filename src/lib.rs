@@ -34,6 +34,10 @@
 //! # fn main() {}
 //! ```
 //!
+//! Two pages more: [in your stack](in_your_stack), beside other layers and in other clients, and
+#![cfg_attr(feature = "emulator", doc = "[in your tests](in_your_tests), with the emulator in your own test-suite.")]
+#![cfg_attr(not(feature = "emulator"), doc = "in your tests, with the feature `emulator`.")]
+//!
 //! # What it promises
 //!
 //! 1. A request never waits for a token while a valid one is at hand, not even during a refresh.
@@ -105,11 +109,9 @@
 //! with a `content-length` is in nobody's way. Any other keeps the connection busy, and dropping a large one closes it: a
 //! pool has another one for the replay, a lone connection has not, and the replay fails with its error.
 //!
-//! A time limit above the layer should be longer than its longest wait for a token, or a token that cannot be had looks like
-//! an API that does not answer.
-//!
-//! Redirects belong above this layer, not beneath it: whether a request is in scope is decided once, and a client beneath
-//! that follows a redirect may take the token with it.
+//! Which layers go above this one and which beneath, and what goes wrong otherwise, is on the page
+//! [in your stack](in_your_stack). In short: redirects, retries and time limits above; and the time limit longer than the longest
+//! wait for a token.
 //!
 //! Waiting for a token needs a tokio runtime with a timer ([`AuthError::NoRuntime`] where there is no runtime; tokio
 //! panics where one has no timer). A good token is served without either.
@@ -191,6 +193,7 @@
 //! | `client.rs` | the default transport (feature `client`) |
 //! | `error.rs` | [`AuthError`], [`BuildError`] |
 //! | `emulator/` | APSIS One in a process (feature `emulator`) |
+//! | `in_your_stack.rs`, `in_your_tests.rs` | the two pages, without code |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -212,6 +215,12 @@ mod flight;
 mod future;
 mod handle;
 mod head;
+// Pages of the documentation, without code.
+#[cfg(any(doc, doctest))]
+pub mod in_your_stack;
+#[cfg(all(any(doc, doctest), feature = "emulator"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "emulator")))]
+pub mod in_your_tests;
 mod ladder;
 mod layer;
 mod origin;

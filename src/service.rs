@@ -38,6 +38,7 @@ use crate::{ReplayableBody, ResponseFuture, future::KeptRequest, layer::Shared};
 /// | the inner service is `Clone` | a client that is, or beneath the layer `.buffer(64)` (tower's feature `buffer`) |
 /// | it takes the same `Request<B>` | beneath the layer `.map_request_body(…)`; where it takes another type, `.map_request(…)` |
 /// | its response is a `Response` | beneath the layer `.map_response(…)` |
+/// | for reqwest's client both at once | beneath the layer `.map_response(Response::<reqwest::Body>::from)` and `.filter(…)` with `reqwest::Request::try_from` (tower's feature `filter`) |
 /// | its error becomes a [`BoxError`]: an error that is `Send`, `Sync` and `'static`, or a string | beneath the layer `.map_err(…)` |
 ///
 /// `map_request_body` is of tower-http's `ServiceBuilderExt`, the others are of tower's `ServiceBuilder`. For the layer nothing
