@@ -1,0 +1,391 @@
+//! A life: one account, one layer, and some days of bad luck.
+
+use std::{
+    error::Error,
+    iter::successors,
+    ops::AddAssign,
+    pin::Pin,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use apsis_auth::{
+    ApsisAuth, ApsisAuthLayer, AuthError, AuthOutcome, ClientCredentials, TokenHandle, default_rejection_rule,
+    emulator::Emulator,
+};
+use bytes::Bytes;
+use fastrand::Rng;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+    time::{Instant, advance, sleep, timeout},
+};
+use tower::{Layer, ServiceExt};
+
+use crate::{
+    ear::Ear,
+    luck::{self, Blow, OPAQUE},
+    probe::{Api, Counts, ID, Probe, Trace, Wall},
+    seconds,
+};
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+// What the crate documents as its defaults.
+pub(crate) const BUDGET: usize = 4;
+pub(crate) const LOOK_EVERY: Duration = seconds(5);
+const MAX_WAIT: Duration = seconds(30);
+/// A flight that is lost with its runtime is given up a second after its end.
+const GRACE: Duration = seconds(1);
+
+const BASE: &str = "https://api.apsis.one";
+/// It is refused now and then, for lack of a right.
+pub(crate) const REFUSED: &str = "/audience/sections";
+const PROFILE: &str = "/audience/keyspaces/com.apsis1.keyspaces.email/profiles/andy.demo%40apsis.com";
+
+const STEPS: usize = 150;
+
+/// What one life was.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lived {
+    pub(crate) time: Duration,
+    runtimes: u64,
+    said: u64,
+    counts: Counts,
+    tally: Tally,
+}
+
+struct Life {
+    rng: Rng,
+    scene: Scene,
+    callers: JoinSet<()>,
+    spawned: u64,
+}
+
+/// What callers have of the world.
+#[derive(Clone)]
+struct Scene {
+    apsis: Emulator,
+    wall: Wall,
+    probe: Probe,
+    client: ApsisAuth<Api>,
+    handle: TokenHandle,
+    tally: Arc<Mutex<Tally>>,
+    trace: Trace,
+}
+
+/// What became of the callers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    served: u64,
+    /// Got another answer than a success.
+    refused: u64,
+    /// Failed for want of a token.
+    without_token: u64,
+    /// Failed with the API's connection.
+    failed: u64,
+    /// Had a token at hand, so nothing to wait for.
+    at_once: u64,
+    writes_begun: u64,
+    /// Their caller was there to the end. Others were dropped, or out of time.
+    writes_ended: u64,
+    /// And heard a yes.
+    writes_accepted: u64,
+}
+
+/// A life by this seed.
+pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
+    let mut rng = Rng::with_seed(seed);
+    let mut runtime = runtime();
+    let (said, secret) = (Arc::default(), Arc::default());
+    let _listening = Ear::listening(&secret, &said, trace);
+    let mut life = runtime.block_on(async {
+        trace.start();
+        let scene = Scene::new(seed, &mut rng, trace);
+        secret.set(scene.apsis.api_key().client_secret().to_owned()).unwrap();
+        Life { rng, scene, callers: JoinSet::new(), spawned: 0 }
+    });
+    let (started, mut runtimes) = (runtime.block_on(life.begin()), 1);
+    for _ in 0..STEPS {
+        if let Blow::RuntimeDies = runtime.block_on(life.step()) {
+            runtime = life.die(runtime, in_step_with(started, runtimes));
+            runtimes += 1;
+        }
+        trace.assert_kept();
+    }
+    let time = runtime.block_on(life.recover(started));
+    trace.assert_kept();
+    let (counts, tally) = (life.scene.probe.seen().counts, *life.scene.tally.lock().unwrap());
+    runtime.block_on(life.end());
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0, "a task is left");
+    trace.assert_kept();
+    Lived { time, runtimes, said: said.load(Ordering::Relaxed), counts, tally }
+}
+
+impl Life {
+    async fn begin(&mut self) -> Instant {
+        let profile = Request::post(format!("{BASE}{PROFILE}")).header(ID, 0).body(Full::default()).unwrap();
+        let created = self.scene.client.clone().oneshot(profile).await.unwrap();
+        assert_eq!(created.status(), StatusCode::CREATED);
+        Instant::now()
+    }
+
+    /// One thing happens, and some time passes.
+    async fn step(&mut self) -> Blow {
+        let blow = luck::strike(&mut self.rng, &self.scene.apsis);
+        self.scene.trace.add(format_args!("{blow:?}"));
+        match blow {
+            Blow::Callers(callers) => (0..callers).for_each(|_| self.call()),
+            Blow::ForcedRenewal => self.force(),
+            Blow::Cancellation => self.cancel(),
+            Blow::TransportPanics => self.scene.probe.panic_once(),
+            Blow::WallJumps(by) | Blow::MachineSleeps(by) => self.scene.wall.jump(by),
+            Blow::ApiMisbehaves(of_hundred, lasts) => self.scene.probe.misbehave(of_hundred, lasts),
+            Blow::RuntimeDies | Blow::Apsis(_) => {}
+        }
+        sleep(luck::pause(&mut self.rng)).await;
+        while self.callers.try_join_next().is_some() {}
+        blow
+    }
+
+    fn call(&mut self) {
+        self.spawned += 1;
+        let call = Call::draw(self.spawned, &mut self.rng);
+        self.callers.spawn(call.run(self.scene.clone()));
+    }
+
+    fn force(&mut self) {
+        let scene = self.scene.clone();
+        self.callers.spawn(async move {
+            if let Err(error) = scene.handle.renew().await {
+                scene.check_words(&error);
+            }
+        });
+    }
+
+    fn cancel(&mut self) {
+        // They are dropped, wherever they wait.
+        self.callers.abort_all();
+    }
+
+    /// All that runs goes with its runtime, callers and a flight under way. The next one goes on at the same time.
+    fn die(&mut self, runtime: Runtime, next: Runtime) -> Runtime {
+        let now = runtime.block_on(async { Instant::now() });
+        self.callers = JoinSet::new();
+        drop(runtime);
+        next.block_on(async { advance(now.saturating_duration_since(Instant::now())).await });
+        next
+    }
+
+    /// When bad luck is over, everybody is served again, without a restart.
+    async fn recover(&mut self, started: Instant) -> Duration {
+        let scene = self.scene.clone();
+        scene.trace.add("bad luck is over");
+        luck::heal(&scene.apsis);
+        scene.probe.misbehave(0, Duration::ZERO);
+        let mut served = 0;
+        for _ in 0..400 {
+            // What is left of the scripts is used up, and every pause comes to its end.
+            sleep(seconds(3600)).await;
+            self.spawned += 1;
+            let request = Request::get(format!("{BASE}/audience/keyspaces")).header(ID, self.spawned);
+            let called = scene.client.clone().oneshot(request.body(Full::default()).unwrap());
+            let answer = timeout(seconds(60), called).await;
+            served = if matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK) { served + 1 } else { 0 };
+            if served == 3 {
+                break;
+            }
+        }
+        scene.trace.promise(served == 3, "who calls after the bad luck is served");
+        started.elapsed()
+    }
+
+    /// The last handle is dropped.
+    async fn end(mut self) {
+        self.callers.shutdown().await;
+        let Scene { apsis, probe, client, handle, tally, trace, .. } = self.scene;
+        drop((client, handle));
+        // A flight that nobody waits for hears of it.
+        sleep(Duration::from_millis(1)).await;
+
+        let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
+        let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
+        let unheard = tally.writes_begun - tally.writes_ended;
+        trace.promise(
+            (accepted..=accepted + unheard).contains(&written)
+                && (tally.writes_accepted..=tally.writes_accepted + unheard).contains(&accepted),
+            format_args!("{written} writes, the API said yes to {accepted}, and callers heard {tally:?}"),
+        );
+    }
+}
+
+impl Scene {
+    fn new(seed: u64, rng: &mut Rng, trace: &Trace) -> Self {
+        let (apsis, wall) = (Emulator::new(), Wall::new());
+        apsis.set_api_limit(10_000);
+        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone());
+        let key = apsis.api_key();
+        let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
+        let (now, random) = (wall.clone(), Mutex::new(rng.fork()));
+        let layer = ApsisAuthLayer::builder(credentials, BASE)
+            .transport(probe.transport())
+            .wall_clock(move || now.now())
+            .random(move || random.lock().unwrap().f64())
+            .build()
+            .unwrap();
+        let (client, handle) = (layer.layer(Api(probe.clone())), layer.handle());
+        Self { apsis, wall, probe, client, handle, tally: Arc::default(), trace: trace.clone() }
+    }
+
+    /// What people read of an error, and what programs print of the layer.
+    fn check_words(&self, error: &AuthError) {
+        let chain = successors(Some(error as &dyn Error), |&error| error.source());
+        let words = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let printed = format!("{words} {error:?} {:?} {:?}", self.handle, self.handle.snapshot());
+        for secret in ["eyJ", OPAQUE, self.apsis.api_key().client_secret()] {
+            self.trace.promise(!printed.contains(secret), format_args!("a secret is printed: {printed}"));
+        }
+    }
+}
+
+/// One request of one caller.
+struct Call {
+    id: u64,
+    route: Route,
+    deadline: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Route {
+    Read,
+    /// For which the key may lack the right.
+    ReadRefused,
+    Write,
+}
+
+impl Call {
+    fn draw(id: u64, rng: &mut Rng) -> Self {
+        let route = match rng.u8(..3) {
+            0 => Route::Read,
+            1 => Route::ReadRefused,
+            _ => Route::Write,
+        };
+        // Some are in a hurry; the others wait for an API that never answers, but not for ever.
+        let deadline = if rng.u8(..3) == 0 { Duration::from_millis(rng.u64(10..40_000)) } else { seconds(3600) };
+        Self { id, route, deadline }
+    }
+
+    fn request(&self) -> Request<Full<Bytes>> {
+        let request = match self.route {
+            Route::Read => Request::get(format!("{BASE}/audience/keyspaces")),
+            Route::ReadRefused => Request::get(format!("{BASE}{REFUSED}")),
+            Route::Write => Request::post(format!("{BASE}{PROFILE}/events")).header("content-type", "application/json"),
+        };
+        let body = if self.route == Route::Write { Full::from(r#"{"event":"visited"}"#) } else { Full::default() };
+        request.header(ID, self.id).body(body).unwrap()
+    }
+
+    async fn run(self, scene: Scene) {
+        scene.tally.lock().unwrap().writes_begun += u64::from(self.route == Route::Write);
+        let had_token = scene.handle.snapshot().token.is_some_and(|token| token.usable);
+        let began = Instant::now();
+        let ended = timeout(self.deadline, scene.client.clone().oneshot(self.request())).await;
+        let took = began.elapsed();
+        let sent = scene.probe.take(self.id);
+        if had_token {
+            let at_once = sent.first == Some(began);
+            scene.trace.promise(at_once, format_args!("request {} waited, with a token at hand", self.id));
+        }
+        let Ok(result) = ended else { return };
+        let waited = took.saturating_sub(sent.in_api);
+        scene.trace.promise(
+            waited <= MAX_WAIT + GRACE,
+            format_args!("request {} waited for {waited:?} beside the API", self.id),
+        );
+        let mut tally = scene.tally.lock().unwrap();
+        tally.at_once += u64::from(had_token);
+        tally.writes_ended += u64::from(self.route == Route::Write);
+        match result {
+            Ok(answer) => self.heard(&scene, &mut tally, &answer),
+            Err(error) => match error.downcast_ref::<AuthError>() {
+                Some(error) => {
+                    tally.without_token += 1;
+                    scene.check_words(error);
+                }
+                None => tally.failed += 1,
+            },
+        }
+    }
+
+    fn heard(&self, scene: &Scene, tally: &mut Tally, answer: &Response<Full<Bytes>>) {
+        let status = answer.status();
+        tally.served += u64::from(status.is_success());
+        tally.refused += u64::from(!status.is_success());
+        tally.writes_accepted += u64::from(self.route == Route::Write && status == StatusCode::CREATED);
+        let outcome = answer.extensions().get::<AuthOutcome>();
+        if let Some(AuthOutcome::NotRenewed(error)) = outcome {
+            scene.check_words(error);
+        }
+        let has_copy = !matches!(outcome, Some(AuthOutcome::NotReplayable));
+        scene.trace.promise(has_copy, format_args!("request {} could not be sent again", self.id));
+        let is_rejected = default_rejection_rule(status, answer.headers()).is_some();
+        scene.trace.promise(
+            outcome.is_some() || !is_rejected,
+            format_args!("request {} was rejected, and its caller is not told what the layer did", self.id),
+        );
+    }
+}
+
+impl Lived {
+    /// Whether enough happened for the promises to have been put to the test.
+    pub(crate) fn is_eventful(&self) -> bool {
+        let Tally { served, refused, without_token, failed, at_once, writes_accepted, .. } = self.tally;
+        let Counts { attempts, replays, .. } = self.counts;
+        let all = [served, refused, without_token, failed, at_once, writes_accepted, attempts, replays, self.said];
+        all.iter().all(|&count| count > 100) && self.runtimes > 50
+    }
+}
+
+impl AddAssign for Lived {
+    fn add_assign(&mut self, other: Self) {
+        self.time += other.time;
+        self.runtimes += other.runtimes;
+        self.said += other.said;
+        self.counts += other.counts;
+        self.tally += other.tally;
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.served += other.served;
+        self.refused += other.refused;
+        self.without_token += other.without_token;
+        self.failed += other.failed;
+        self.at_once += other.at_once;
+        self.writes_begun += other.writes_begun;
+        self.writes_ended += other.writes_ended;
+        self.writes_accepted += other.writes_accepted;
+    }
+}
+
+/// A runtime's timers go off at whole milliseconds from its start. Of two runtimes these are a part of one apart, and that
+/// decides what comes first. So that a seed always decides the same, a later one is always a little behind.
+fn in_step_with(first: Instant, number: u64) -> Runtime {
+    const STEP: u128 = 20_000;
+
+    loop {
+        let runtime = runtime();
+        let start = runtime.block_on(async { Instant::now() });
+        let behind = start.saturating_duration_since(first).as_nanos() % 1_000_000;
+        if behind / STEP == number.into() && behind % STEP < STEP / 2 {
+            return runtime;
+        }
+    }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}

@@ -1,0 +1,393 @@
+//! What goes between the layer and APSIS One: it passes all on, remembers what it saw, and breaks off where that breaks a
+//! promise.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    future::pending,
+    ops::AddAssign,
+    panic::resume_unwind,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use apsis_auth::emulator::Emulator;
+use bytes::Bytes;
+use fastrand::Rng;
+use http::{
+    Request, Response, StatusCode,
+    header::{AUTHORIZATION, DATE},
+};
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tower::{BoxError, Service, ServiceExt, service_fn};
+
+use crate::{
+    life::{BUDGET, BoxFuture, LOOK_EVERY},
+    luck::Misfortune,
+    seconds,
+};
+
+/// The number of a request, in a header field of its own.
+pub(crate) const ID: &str = "x-id";
+
+#[derive(Clone)]
+pub(crate) struct Probe(Arc<Inner>);
+
+struct Inner {
+    apsis: Emulator,
+    wall: Wall,
+    seed: u64,
+    panics: AtomicBool,
+    /// Out of 100 API requests, and until when.
+    unlucky: Mutex<(u8, Option<Instant>)>,
+    seen: Mutex<Seen>,
+    trace: Trace,
+}
+
+/// Everything that was seen on the way to APSIS One and back.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// When token requests were sent.
+    attempts: Vec<Instant>,
+    under_way: usize,
+    tokens: HashMap<String, Issued>,
+    requests: HashMap<u64, Sent>,
+    pub(crate) counts: Counts,
+}
+
+/// How much of what happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) attempts: u64,
+    pub(crate) sends: u64,
+    pub(crate) replays: u64,
+    /// Writes that the API said yes to.
+    pub(crate) accepted: u64,
+}
+
+struct Issued {
+    asked: Instant,
+    asked_wall: SystemTime,
+    /// Until its margin.
+    usable_for: Duration,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Sent {
+    pub(crate) first: Option<Instant>,
+    tokens: Vec<String>,
+    /// How long the API took for its answers.
+    pub(crate) in_api: Duration,
+    pub(crate) accepted: u32,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.attempts += other.attempts;
+        self.sends += other.sends;
+        self.replays += other.replays;
+        self.accepted += other.accepted;
+    }
+}
+
+impl Probe {
+    pub(crate) fn new(seed: u64, apsis: Emulator, wall: Wall, trace: Trace) -> Self {
+        let (panics, unlucky) = (AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace }))
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap()
+    }
+
+    /// The next token request panics.
+    pub(crate) fn panic_once(&self) {
+        self.0.panics.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on so many of 100 API requests go wrong, for so long.
+    pub(crate) fn misbehave(&self, of_hundred: u8, lasts: Duration) {
+        *self.0.unlucky.lock().unwrap() = (of_hundred, Some(Instant::now() + lasts));
+    }
+
+    /// All that a request was sent by, once it is over.
+    pub(crate) fn take(&self, id: u64) -> Sent {
+        self.seen().requests.remove(&id).unwrap_or_default()
+    }
+
+    /// The way of token requests.
+    pub(crate) fn transport(
+        &self,
+    ) -> impl Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+    + use<> {
+        let probe = self.clone();
+        service_fn(move |request: Request<Full<Bytes>>| {
+            let probe = probe.clone();
+            async move { probe.attempt(request).await }
+        })
+    }
+
+    async fn attempt(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, BoxError> {
+        let (asked, asked_wall) = (Instant::now(), self.0.wall.now());
+        let _under_way = UnderWay::begin(self, asked);
+        if self.0.panics.swap(false, Ordering::Relaxed) {
+            // Without the hook, which would print it.
+            resume_unwind(Box::new("the transport panics"));
+        }
+        let answer = self.0.apsis.clone().oneshot(request).await?;
+        let (head, body) = answer.into_parts();
+        let text = body.collect().await?.to_bytes();
+        self.0.trace.add(format_args!("token endpoint: {}, {} bytes", head.status, text.len()));
+        if head.status == StatusCode::OK
+            && let Some((token, lifetime)) = issued(&text, head.headers.get(DATE).and_then(|date| date.to_str().ok()))
+        {
+            let usable_for = lifetime.saturating_sub(seconds(60).min(lifetime / 10));
+            self.seen().tokens.insert(token, Issued { asked, asked_wall, usable_for });
+        }
+        Ok(Response::from_parts(head, Full::new(text)))
+    }
+}
+
+/// A token request, until it is answered or dropped.
+struct UnderWay<'a>(&'a Probe);
+
+impl<'a> UnderWay<'a> {
+    fn begin(probe: &'a Probe, now: Instant) -> Self {
+        let mut seen = probe.seen();
+        let trace = &probe.0.trace;
+        trace.add("token request");
+        seen.counts.attempts += 1;
+        seen.under_way += 1;
+        trace.promise(seen.under_way == 1, "one token request is in flight");
+        seen.attempts.push(now);
+        if let Some(earlier) = seen.attempts.len().checked_sub(1 + BUDGET) {
+            let apart = now - seen.attempts[earlier];
+            trace.promise(apart >= seconds(60), format_args!("{} token requests within {apart:?}", BUDGET + 1));
+        }
+        drop(seen);
+        Self(probe)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.seen().under_way -= 1;
+    }
+}
+
+/// The token and how long it lives, as the crate is to understand it. `None` for what is no token.
+fn issued(text: &[u8], date: Option<&str>) -> Option<(String, Duration)> {
+    let answer: Value = serde_json::from_slice(text).ok()?;
+    let token = answer["access_token"].as_str()?;
+    let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token).unwrap_or_default();
+    let lifetime = match (claims["exp"].as_f64(), date) {
+        (Some(exp), Some(date)) => {
+            let date = httpdate::parse_http_date(date).ok()?;
+            exp - date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64()
+        }
+        _ => answer["expires_in"].as_f64().unwrap_or(300.0),
+    };
+    // Dead at birth, and refused for it.
+    let lifetime = Duration::try_from_secs_f64(lifetime).ok()?.min(seconds(7 * 86400));
+    Some((format!("Bearer {token}"), lifetime))
+}
+
+/// The way of API requests. Always ready.
+#[derive(Clone)]
+pub(crate) struct Api(pub(crate) Probe);
+
+impl Service<Request<Full<Bytes>>> for Api {
+    type Response = Response<Full<Bytes>>;
+    type Error = BoxError;
+    type Future = BoxFuture<Result<Response<Full<Bytes>>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        let probe = self.0.clone();
+        let id = request.headers()[ID].to_str().unwrap().parse().unwrap();
+        let times = probe.send(id, &request);
+        Box::pin(async move {
+            let sent = Instant::now();
+            let answer = probe.answer(id, times, request).await;
+            let mut seen = probe.seen();
+            let request = seen.requests.entry(id).or_default();
+            request.in_api += sent.elapsed();
+            if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::CREATED) && id > 0 {
+                request.accepted += 1;
+                probe.0.trace.promise(request.accepted == 1, format_args!("{id} was accepted, and sent once more"));
+                seen.counts.accepted += 1;
+            }
+            drop(seen);
+            answer
+        })
+    }
+}
+
+impl Probe {
+    /// What the API answers, or what goes wrong.
+    ///
+    /// Waiters of one flight go on in an order that nobody sets. So that a seed always decides the same, that is up to the
+    /// request alone, and no two that were sent together are answered at the same time.
+    async fn answer(
+        &self,
+        id: u64,
+        times: usize,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Full<Bytes>>, BoxError> {
+        let mut luck = Rng::with_seed(self.0.seed ^ (id << 8) ^ times as u64);
+        let (of_hundred, until) = *self.0.unlucky.lock().unwrap();
+        let goes_wrong = luck.u8(..100) < of_hundred && until.is_some_and(|until| Instant::now() < until);
+        let misfortune = goes_wrong.then(|| Misfortune::draw(&mut luck));
+        sleep(Duration::from_millis(id % 1_000)).await;
+        match misfortune {
+            None => {
+                let (head, body) = self.0.apsis.clone().oneshot(request).await?.into_parts();
+                Ok(Response::from_parts(head, Full::new(body.collect().await?.to_bytes())))
+            }
+            Some(Misfortune::Says(status, delay)) => {
+                sleep(delay).await;
+                Ok(Response::builder().status(status).body(Full::default()).unwrap())
+            }
+            Some(Misfortune::Closes) => Err("the connection is lost".into()),
+            Some(Misfortune::SaysNothing) => pending().await,
+        }
+    }
+
+    /// Looks whether the request may be sent as it is. How often it was sent, then.
+    fn send(&self, id: u64, request: &Request<Full<Bytes>>) -> usize {
+        let trace = &self.0.trace;
+        let token = request.headers().get(AUTHORIZATION);
+        let Some(token) = token.filter(|token| token.is_sensitive()).and_then(|token| token.to_str().ok()) else {
+            trace.broken(format_args!("request {id} was sent without a token, or with one that is not marked"));
+            return 0;
+        };
+        let mut seen = self.seen();
+        match seen.tokens.get(token) {
+            Some(issued) => self.check_age(id, issued),
+            None => trace.broken(format_args!("request {id} was sent with a token that nobody issued")),
+        }
+        let sent = seen.requests.entry(id).or_default();
+        sent.first.get_or_insert(Instant::now());
+        trace.promise(
+            !sent.tokens.iter().any(|before| before == token),
+            format_args!("{id} was sent twice with one token"),
+        );
+        sent.tokens.push(token.to_owned());
+        let times = sent.tokens.len();
+        trace.promise(times <= 2, format_args!("request {id} was sent {times} times"));
+        seen.counts.sends += 1;
+        seen.counts.replays += u64::from(times == 2);
+        times
+    }
+
+    fn check_age(&self, id: u64, issued: &Issued) {
+        let (now, usable_for) = (Instant::now(), issued.usable_for);
+        let age = now.duration_since(issued.asked);
+        let by_wall = self.0.wall.now().duration_since(issued.asked_wall).unwrap_or_default();
+        // What the wall clock alone says is seen at the next look.
+        let looked = self.0.wall.jumped().is_none_or(|jumped| now.duration_since(jumped) > LOOK_EVERY);
+        self.0.trace.promise(
+            age < usable_for && (by_wall < usable_for || !looked),
+            format_args!(
+                "request {id} was sent with a token of {age:?}, {by_wall:?} by the wall clock, for {usable_for:?}"
+            ),
+        );
+    }
+}
+
+/// A wall clock that goes with tokio's clock, and jumps.
+#[derive(Clone)]
+pub(crate) struct Wall(Arc<WallInner>);
+
+struct WallInner {
+    base: SystemTime,
+    started: Instant,
+    offset_seconds: AtomicI64,
+    jumped: Mutex<Option<Instant>>,
+}
+
+impl Wall {
+    pub(crate) fn new() -> Self {
+        let (base, started) = (SystemTime::now(), Instant::now());
+        Self(Arc::new(WallInner { base, started, offset_seconds: AtomicI64::new(0), jumped: Mutex::default() }))
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        let now = self.0.base + self.0.started.elapsed();
+        let offset = self.0.offset_seconds.load(Ordering::Relaxed);
+        let by = seconds(offset.unsigned_abs());
+        if offset < 0 { now - by } else { now + by }
+    }
+
+    pub(crate) fn jump(&self, seconds: i64) {
+        self.0.offset_seconds.fetch_add(seconds, Ordering::Relaxed);
+        *self.0.jumped.lock().unwrap() = Some(Instant::now());
+    }
+
+    fn jumped(&self) -> Option<Instant> {
+        *self.0.jumped.lock().unwrap()
+    }
+}
+
+/// What happened, line by line, and which promise was broken.
+#[derive(Clone, Default)]
+pub(crate) struct Trace(Arc<TraceInner>);
+
+#[derive(Default)]
+struct TraceInner {
+    started: OnceLock<Instant>,
+    lines: Mutex<Vec<String>>,
+    broken: Mutex<Vec<String>>,
+}
+
+impl Trace {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// From here on time counts, by the clock of this runtime.
+    pub(crate) fn start(&self) {
+        self.0.started.get_or_init(Instant::now);
+    }
+
+    pub(crate) fn add(&self, what: impl Display) {
+        // Whole seconds: the timers of two runtimes are a part of a millisecond apart.
+        let seconds = self.0.started.get().map_or(0, |started| started.elapsed().as_secs());
+        let line = format!("{seconds:>9} s  {what}");
+        self.0.lines.lock().unwrap().push(line);
+    }
+
+    /// Not a panic: the task of a flight would keep it to itself.
+    pub(crate) fn promise(&self, is_kept: bool, what: impl Display) {
+        if !is_kept {
+            self.broken(what);
+        }
+    }
+
+    pub(crate) fn broken(&self, what: impl Display) {
+        self.add(format_args!("BROKEN: {what}"));
+        self.0.broken.lock().unwrap().push(what.to_string());
+    }
+
+    pub(crate) fn assert_kept(&self) {
+        let broken = self.0.broken.lock().unwrap();
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lines.lock().unwrap().clone()
+    }
+}
