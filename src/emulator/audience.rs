@@ -8,14 +8,19 @@ use serde_json::{Map, Value, json};
 use super::{EmulatorBody, answers};
 
 const KEYSPACES: [(&str, &str); 2] = [("com.apsis1.keyspaces.email", "Email"), ("com.apsis1.keyspaces.crm", "CRM")];
-const SECTIONS: [(&str, &str); 2] =
-    [("usercreated.sections.newsletter", "Newsletter"), ("usercreated.sections.shop", "Shop")];
+const SECTIONS: [(&str, &str); 3] = [
+    ("com.apsis1.sections.default", "Default"),
+    ("usercreated.sections.newsletter", "Newsletter"),
+    ("usercreated.sections.shop", "Shop"),
+];
+
+const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// Is a stored profile, as [`Emulator::profile`](super::Emulator::profile) found it.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Profile {
-    /// The attributes: a JSON object.
+    /// The attributes: a JSON object. Those of all sections are in one.
     pub attributes: Value,
     /// How many events were added.
     pub events: usize,
@@ -38,6 +43,7 @@ pub(super) enum Route {
     ReadProfile(ProfileId),
     CreateProfile(ProfileId),
     PatchAttributes(ProfileId),
+    PatchSection(ProfileId, String),
     AddEvent(ProfileId),
 }
 
@@ -68,6 +74,9 @@ impl Route {
                     (&Method::GET, []) => Some(Self::ReadProfile(id)),
                     (&Method::POST, []) => Some(Self::CreateProfile(id)),
                     (&Method::PATCH, ["attributes"]) => Some(Self::PatchAttributes(id)),
+                    (&Method::PATCH, ["sections", section, "attributes"]) => {
+                        Some(Self::PatchSection(id, percent_decode(section)?))
+                    }
                     (&Method::POST, ["events"]) => Some(Self::AddEvent(id)),
                     _ => None,
                 }
@@ -94,8 +103,14 @@ impl Audience {
                 self.create(id, attributes)
             }
             Route::PatchAttributes(id) => {
-                let patch = object(headers, "application/merge-patch+json", body)?;
+                let patch = object(headers, MERGE_PATCH, body)?;
                 merge(&mut self.existing(&id)?.attributes, Value::Object(patch));
+                Ok(answers::bare(StatusCode::NO_CONTENT))
+            }
+            Route::PatchSection(id, section) => {
+                check_section(&section)?;
+                let patch = object(headers, MERGE_PATCH, body)?;
+                merge(&mut self.existing_or_new(id)?.attributes, Value::Object(patch));
                 Ok(answers::bare(StatusCode::NO_CONTENT))
             }
             Route::AddEvent(id) => {
@@ -120,6 +135,13 @@ impl Audience {
         id.check_keyspace()?;
         self.profiles.get_mut(id).ok_or_else(|| problem(StatusCode::NOT_FOUND, "no such profile"))
     }
+
+    /// Profiles are created when data is added to them (help.apsis.com/en/articles/6104981).
+    fn existing_or_new(&mut self, id: ProfileId) -> Result<&mut Profile, Problem> {
+        id.check_keyspace()?;
+        let new = || Profile { attributes: Value::Object(Map::new()), events: 0 };
+        Ok(self.profiles.entry(id).or_insert_with(new))
+    }
 }
 
 impl Profile {
@@ -141,6 +163,15 @@ impl ProfileId {
         } else {
             Err(problem(StatusCode::NOT_FOUND, "no such keyspace"))
         }
+    }
+}
+
+fn check_section(section: &str) -> Result<(), Problem> {
+    let mut sections = SECTIONS.iter();
+    if sections.any(|(known, _)| section == *known) {
+        Ok(())
+    } else {
+        Err(problem(StatusCode::NOT_FOUND, "no such section"))
     }
 }
 

@@ -59,6 +59,7 @@
 //! | `POST /audience/keyspaces/{keyspace}/profiles/{profile_key}` | 201; the JSON body, if any, is the profile's attributes |
 //! | `GET /audience/keyspaces/{keyspace}/profiles/{profile_key}` | 200, attributes and number of events |
 //! | `PATCH …/{profile_key}/attributes` (`application/merge-patch+json`) | 204 |
+//! | `PATCH …/{profile_key}/sections/{section}/attributes` (the same) | 204; creates the profile if there is none |
 //! | `POST …/{profile_key}/events` (`application/json`) | 201 |
 //! | anything else | the gateway's 403 for a route that does not exist |
 //!
@@ -70,7 +71,8 @@
 //!
 //! It knows what is published about the limits, the rejections and the shape of a token. The
 //! audience API is there to have something to authenticate for: its success statuses and the
-//! bodies of its answers are made up. There is no limit per profile key, and no import or export.
+//! bodies of its answers are made up. The attributes of a profile are one object, whichever section
+//! they were set in. There is no limit per profile key, and no import or export.
 //!
 //! # Time
 //!

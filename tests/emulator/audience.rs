@@ -9,6 +9,8 @@ use crate::support::{KEYSPACE, KEYSPACES, PROFILE, Reply, call, get, token};
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const KEY: &str = "andy.demo@apsis.com";
+const SECTION_ATTRIBUTES: &str = "/audience/keyspaces/com.apsis1.keyspaces.email/profiles/andy.demo%40apsis.com\
+    /sections/com.apsis1.sections.default/attributes";
 
 struct Caller {
     emulator: Emulator,
@@ -40,6 +42,10 @@ impl Caller {
     async fn patch(&self, content_type: &str, body: &str) -> Reply {
         let path = format!("{PROFILE}/attributes");
         self.call(Method::PATCH, &path, content_type, body).await
+    }
+
+    async fn patch_section(&self, content_type: &str, body: &str) -> Reply {
+        self.call(Method::PATCH, SECTION_ATTRIBUTES, content_type, body).await
     }
 
     async fn add_event(&self, content_type: &str, body: &str) -> Reply {
@@ -111,6 +117,36 @@ async fn a_merge_patch_replaces_adds_removes_and_merges() {
     assert_eq!(reply.status, StatusCode::NO_CONTENT);
     let after = json!({"a": [1, null], "c": 3, "deep": {"y": 2, "z": 3}, "flat": {"now": "deep"}});
     assert_eq!(caller.attributes(), after);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes_set_in_a_section_create_the_profile_and_then_change_it() {
+    let caller = Caller::new().await;
+    let patches = [json!({"city": "Malmö", "age": 1}), json!({"city": null, "age": 2})];
+    for patch in patches {
+        let reply = caller.patch_section(MERGE_PATCH, &patch.to_string()).await;
+        assert_eq!(reply.status, StatusCode::NO_CONTENT);
+    }
+    assert_eq!(caller.attributes(), json!({"age": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_patch_that_is_refused_creates_no_profile() {
+    let caller = Caller::new().await;
+    let unknown_section = SECTION_ATTRIBUTES.replace("default", "unknown");
+    let unknown_keyspace = SECTION_ATTRIBUTES.replace(KEYSPACE, "unknown");
+    let problems = [
+        (404, caller.call(Method::PATCH, &unknown_section, MERGE_PATCH, "{}").await),
+        (404, caller.call(Method::PATCH, &unknown_keyspace, MERGE_PATCH, "{}").await),
+        (400, caller.patch_section(MERGE_PATCH, "[]").await),
+        (415, caller.patch_section(JSON, "{}").await),
+    ];
+    for (status, reply) in problems {
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+    }
+    assert!(caller.emulator.profile(KEYSPACE, KEY).is_none());
+    assert!(caller.emulator.profile("unknown", KEY).is_none());
 }
 
 #[tokio::test(start_paused = true)]
