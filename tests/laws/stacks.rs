@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt,
     limit::ConcurrencyLimit,
+    load_shed::error::Overloaded,
     retry::{Policy, RetryLayer},
     timeout::error::Elapsed,
 };
@@ -98,6 +99,7 @@ async fn beneath_the_layer_the_refusal_of_another_origin_is_taken_for_the_apis()
         let client = ServiceBuilder::new().layer(world.layer()).layer(FollowRedirectLayer::new()).service(api);
         send(&client, keyspaces()).await.unwrap();
         assert_eq!(world.token_requests(), 2, "a token was renewed that nobody had rejected");
+        assert_eq!(record.count(), 3, "and the request sent once more");
     })
     .await;
 }
@@ -179,6 +181,41 @@ async fn a_retry_above_may_wait_for_the_moment_that_the_error_names() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_above_returns_an_error_that_another_try_does_not_change() {
+    limited(async {
+        let world = World::new();
+        world.apsis.delete_api_key(world.apsis.api_key().client_id());
+        let client = ServiceBuilder::new()
+            .layer(RetryLayer::new(WhenTokensAreToBeHad))
+            .layer(world.layer())
+            .map_response_body(|_| String::new())
+            .service(world.apsis.clone());
+        let error = send(&client, keyspaces()).await.unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(AuthError::Refused { .. })), "{error}");
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_limit_over_a_retry_that_waits_hides_why_unless_it_is_longer_than_the_pauses() {
+    limited(async {
+        for (seconds, status) in [(60, StatusCode::GATEWAY_TIMEOUT), (600, StatusCode::OK)] {
+            let world = World::new();
+            world.apsis.script_token_answers([Answer::too_many_requests().header("retry-after", "300")]);
+            let client = ServiceBuilder::new()
+                .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(seconds)))
+                .layer(RetryLayer::new(WhenTokensAreToBeHad))
+                .layer(world.layer())
+                .map_response_body(|_| String::new())
+                .service(world.apsis.clone());
+            assert_eq!(send(&client, keyspaces()).await.unwrap().status(), status, "{seconds} s");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn beneath_the_layer_a_retry_sends_the_rejected_token_again_and_again() {
     limited(async {
         let (world, record) = (World::new(), Record::default());
@@ -250,6 +287,29 @@ async fn a_time_limit_beneath_is_of_each_sending_and_not_of_the_wait_for_a_token
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_time_limit_next_to_the_client_counts_no_wait_for_a_turn_and_one_over_the_queue_does() {
+    const TURN: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    limited(async {
+        let world = World::new();
+        let auth = world.layer();
+        auth.handle().warm_up().await.unwrap();
+        let beneath = ServiceBuilder::new().layer(auth.clone()).buffer(8).rate_limit(1, TURN).timeout(LIMIT);
+        let beneath = beneath.service(world.apsis.clone());
+        for answer in join(send(&beneath, keyspaces()), send(&beneath, keyspaces())).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+        let over = ServiceBuilder::new().layer(auth).timeout(LIMIT).buffer(8).rate_limit(1, TURN);
+        let over = over.service(world.apsis.clone());
+        let [first, second] = join(send(&over, keyspaces()), send(&over, keyspaces())).await;
+        assert_eq!(first.unwrap().status(), StatusCode::OK);
+        assert!(second.unwrap_err().is::<Elapsed>());
+    })
+    .await;
+}
+
 // Limits on how many, and how often.
 
 #[tokio::test(start_paused = true)]
@@ -269,6 +329,29 @@ async fn above_the_layer_a_limit_counts_who_waits_for_a_token_and_beneath_it_doe
             assert_eq!(served.is_err(), is_above);
             assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn above_the_layer_a_load_shed_over_the_limit_sheds_and_one_under_it_does_not() {
+    limited(async {
+        let world = World::new();
+        world.apsis.set_api_delay(Duration::from_secs(20));
+        let client = ServiceBuilder::new().load_shed().concurrency_limit(1).layer(world.layer());
+        let client = client.service(world.apsis.clone());
+        let [first, second] = join(send(&client, keyspaces()), send(&client, keyspaces())).await;
+        assert_eq!(first.unwrap().status(), StatusCode::OK);
+        assert!(second.unwrap_err().is::<Overloaded>());
+
+        // The time limit above counts from the call, and the wait for the permit comes before it.
+        let client = ServiceBuilder::new().timeout(Duration::from_secs(25)).concurrency_limit(1).load_shed();
+        let client = client.layer(world.layer()).service(world.apsis.clone());
+        let started = Instant::now();
+        for answer in join(send(&client, keyspaces()), send(&client, keyspaces())).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+        assert_eq!(started.elapsed().as_secs(), 40);
     })
     .await;
 }
@@ -299,10 +382,14 @@ async fn beneath_the_layer_a_rate_counts_replays_and_above_it_does_not() {
 // What changes a request on its way.
 
 #[tokio::test(start_paused = true)]
-async fn an_authorization_that_is_put_on_above_is_replaced_and_one_beneath_replaces_the_token() {
+async fn an_authorization_that_is_put_on_above_is_replaced_and_one_beneath_takes_the_tokens_place_or_goes_beside_it() {
     limited(async {
         let own = |mut request: Request<Full<Bytes>>| {
             request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic b3du"));
+            request
+        };
+        let beside = |mut request: Request<Full<Bytes>>| {
+            request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic b3du"));
             request
         };
         let (world, record) = (World::new(), Record::default());
@@ -313,6 +400,9 @@ async fn an_authorization_that_is_put_on_above_is_replaced_and_one_beneath_repla
         let authorizations = record.authorizations();
         assert!(authorizations[0].starts_with("Bearer "), "{authorizations:?}");
         assert_eq!(authorizations[1], "Basic b3du");
+        let client = ServiceBuilder::new().layer(world.layer()).map_request(beside).service(accepting(&record));
+        send(&client, keyspaces()).await.unwrap();
+        assert_eq!(record.all()[2].head.headers.get_all(AUTHORIZATION).iter().count(), 2);
     })
     .await;
 }
@@ -360,6 +450,12 @@ async fn a_body_of_another_type_beneath_is_read_above_and_the_rejection_is_whole
 }
 
 // Helpers.
+
+/// Both at the same time.
+async fn join<T>(first: impl Future<Output = T>, second: impl Future<Output = T>) -> [T; 2] {
+    let (first, second) = tokio::join!(first, second);
+    [first, second]
+}
 
 /// The first answer is a redirect, all others have this status.
 fn redirecting(
@@ -435,7 +531,7 @@ impl Policy<Request<Full<Bytes>>, Response<String>, BoxError> for WhenTokensAreT
         _: &mut Request<Full<Bytes>>,
         result: &mut Result<Response<String>, BoxError>,
     ) -> Option<Self::Future> {
-        let error = result.as_ref().err()?.downcast_ref::<AuthError>()?;
+        let error = result.as_ref().err()?.downcast_ref::<AuthError>().filter(|error| error.is_retryable())?;
         Some(Box::pin(sleep_until(error.retry_at()?.into())))
     }
 
