@@ -88,6 +88,13 @@ fn of_reqwests_client_it_says_under_a_bound_which_request_it_takes() {
     assert_said("filter", &["Service<http::Request<", "reqwest-", "for `ApsisAuth<Client>`"]);
 }
 
+#[cfg(feature = "axum")]
+#[test]
+fn of_a_servers_router_it_says_that_the_errors_are_none_to_answer_with() {
+    drop(stacks::router(layer()));
+    assert_said("no layer on a router", &["Infallible", "Router::<S>::layer", "std::error::Error"]);
+}
+
 /// Compiles this binary anew, without one line. What it depends on is built already.
 fn assert_said(line: &str, words: &[&str]) {
     let mut cargo = Command::new(env!("CARGO"));

@@ -113,6 +113,17 @@ pub(crate) fn reqwests_client(auth: ApsisAuthLayer, client: reqwest::Client) {
     is_a_service::<Request<reqwest::Body>>(&stack.service(client));
 }
 
+/// On a server's router it has no place.
+#[cfg(feature = "axum")]
+pub(crate) fn router(auth: ApsisAuthLayer) -> axum::Router {
+    let router = axum::Router::new();
+    #[cfg(without = "no layer on a router")]
+    let router = router.layer(auth);
+    #[cfg(not(without = "no layer on a router"))]
+    drop(auth);
+    router
+}
+
 /// What a stack is to be, so that the compiler says why it is not.
 fn is_a_service<R>(_: &impl Service<R>) {}
 

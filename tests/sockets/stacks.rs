@@ -96,6 +96,31 @@ async fn a_trace_beneath_the_layer_sees_that_there_is_a_token_and_not_which() {
 }
 
 #[tokio::test]
+async fn a_trace_above_has_a_span_for_the_call_and_one_beneath_for_each_sending() {
+    limited(async {
+        for (is_above, spans) in [(true, 1), (false, 2)] {
+            let (ear, _listening) = Ear::listening();
+            let world = World::new().await;
+            let (auth, https_client) = (world.builder().build().unwrap(), world.https_client(Version::HTTP_11));
+            auth.handle().warm_up().await.unwrap();
+            world.apsis.revoke_tokens();
+            let (trace, request) = (TraceLayer::new_for_http(), keyspaces(&world, Full::<Bytes>::default()));
+            let status = if is_above {
+                let client = ServiceBuilder::new().layer(trace).layer(auth).service(https_client);
+                client.oneshot(request).await.unwrap().status()
+            } else {
+                let client = ServiceBuilder::new().layer(auth).layer(trace).service(https_client);
+                client.oneshot(request).await.unwrap().status()
+            };
+            assert_eq!(status, StatusCode::OK);
+            let all = ear.all();
+            assert_eq!(all.iter().filter(|said| said.contains("make_span request")).count(), spans, "{all:#?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_the_caller_puts_on_is_printed_unless_it_is_marked_above_the_trace() {
     limited(async {
         let world = World::new().await;
