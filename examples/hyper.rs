@@ -27,7 +27,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use tower::{BoxError, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
@@ -36,9 +36,10 @@ use tower_http::{
     decompression::DecompressionLayer,
     follow_redirect::FollowRedirectLayer,
     sensitive_headers::{SetSensitiveRequestHeadersLayer, SetSensitiveResponseHeadersLayer},
-    timeout::TimeoutLayer,
+    timeout::{ResponseBodyTimeoutLayer, TimeoutLayer},
     trace::TraceLayer,
 };
+use tracing::Span;
 use tracing_subscriber::EnvFilter;
 
 type HttpsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
@@ -52,18 +53,21 @@ fn client(auth: ApsisAuthLayer, https_client: HttpsClient) -> ApiClient {
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION]))
         // Above all that sends more than once: one span for what the caller sees as one call. Beneath the layer there would
         // be one for each request that is sent.
-        .layer(TraceLayer::new_for_http())
+        .layer(TraceLayer::new_for_http().make_span_with(span))
         // An answer's headers are marked on their way up, so beneath what prints them.
         .layer(SetSensitiveResponseHeadersLayer::new([SET_COOKIE]))
         // For all that happens beneath, longer than a request waits for a token (30 s): that has an error of its own, which
         // says what to do.
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(60)))
+        // tower's Retry would stand here, and the time limit be longer: each try is sent at most twice.
+        //
         // Above ours, so that each hop is looked at: one to another origin goes without the token.
         .layer(FollowRedirectLayer::new())
-        // tower's Retry would stand here: each try may renew a token and be replayed, and none is sent with a dead one.
         .layer(auth)
         // TimeoutLayer answers with a body of its own making; hyper's has no default.
         .map_response_body(BodyExt::boxed_unsync)
+        // The limit above ends with the head of an answer. This one is for each pause in its body.
+        .layer(ResponseBodyTimeoutLayer::new(Duration::from_secs(30)))
         // Next to the network, so that all above see what the API said, and not how it was packed.
         .layer(DecompressionLayer::new())
         .service(https_client);
@@ -71,14 +75,32 @@ fn client(auth: ApsisAuthLayer, https_client: HttpsClient) -> ApiClient {
     BoxCloneSyncService::new(stack)
 }
 
+/// Without the URI: it has profile keys, which are mail addresses.
+fn span<B>(request: &Request<B>) -> Span {
+    tracing::debug_span!("request", method = %request.method())
+}
+
 /// Speaks HTTP/2 where the server does, and else HTTP/1.1.
 fn https_client() -> io::Result<HttpsClient> {
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_native_roots(aws_lc_rs::default_provider())?
-        .https_only()
-        .enable_all_versions()
-        .build();
-    Ok(Client::builder(TokioExecutor::new()).build(connector))
+    let builder = HttpsConnectorBuilder::new().with_provider_and_native_roots(aws_lc_rs::default_provider())?;
+    Ok(pooled(builder.https_only().enable_all_versions().wrap_connector(tcp())))
+}
+
+fn tcp() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(5)));
+    connector
+}
+
+fn pooled(connector: HttpsConnector<HttpConnector>) -> HttpsClient {
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        // All requests share an HTTP/2 connection: one that died unheard would hold them all up.
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .build(connector)
 }
 
 #[tokio::main]
@@ -133,8 +155,9 @@ fn trusting(server: &EmulatorServer, http2: bool) -> Result<HttpsClient, BoxErro
         .with_root_certificates(roots)
         .with_no_client_auth();
     let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_only();
-    let connector = if http2 { builder.enable_http2().build() } else { builder.enable_http1().build() };
-    Ok(Client::builder(TokioExecutor::new()).build(connector))
+    let connector =
+        if http2 { builder.enable_http2().wrap_connector(tcp()) } else { builder.enable_http1().wrap_connector(tcp()) };
+    Ok(pooled(connector))
 }
 
 async fn get(client: &ApiClient, url: &str) -> Result<Response<Bytes>, BoxError> {

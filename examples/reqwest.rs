@@ -1,5 +1,5 @@
 //! The layer on a `reqwest::Client` that an application has anyway, for token requests, too: its proxy, its certificates and
-//! its time limits then serve both.
+//! its time limits then serve both. The limits are for each sending, without the wait for a token.
 //!
 //! Without settings it calls an emulator of APSIS One:
 //!
@@ -35,7 +35,8 @@ fn http_service(
 /// As the application has it, but that it follows no redirect: beneath the layer that could take the token or the secret
 /// elsewhere. tower-http's `FollowRedirectLayer`, above the layer, does it safely.
 fn existing_client(builder: ClientBuilder) -> reqwest::Result<reqwest::Client> {
-    builder.redirect(redirect::Policy::none()).connect_timeout(Duration::from_secs(5)).build()
+    let builder = builder.redirect(redirect::Policy::none()).connect_timeout(Duration::from_secs(5));
+    builder.read_timeout(Duration::from_secs(30)).build()
 }
 
 /// The layer, with token requests sent by the same client.
@@ -57,7 +58,7 @@ async fn call_the_api() -> Result<(), BoxError> {
     let auth = layer(ClientCredentials::from_env()?, base, &existing)?;
     let client = auth.layer(http_service(existing.clone()));
 
-    // Requests are built by reqwest, and answers read by it, as ever.
+    // Requests are built by reqwest, and answers read by it, as ever. Only their URL is lost on the way.
     let request = existing.get(format!("{base}/audience/keyspaces")).build()?;
     let response = send(&client, request).await?;
     println!("{} {}", response.status(), response.text().await?);
@@ -97,6 +98,7 @@ async fn send<S>(client: &ApsisAuth<S>, request: reqwest::Request) -> Result<req
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = BoxError> + Clone,
 {
+    let url = request.url().clone();
     let response = client.clone().oneshot(request.try_into()?).await?;
-    Ok(reqwest::Response::from(response).error_for_status()?)
+    Ok(reqwest::Response::from(response).error_for_status().map_err(|error| error.with_url(url))?)
 }
