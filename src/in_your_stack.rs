@@ -5,19 +5,19 @@
 //!
 //! ```text
 //! caller
-//!   │  SetSensitiveRequestHeaders   marks what the caller puts on, before anything prints it
-//!   │  Trace                        one span for what the caller sees as one call
-//!   │  Timeout                      longer than a request waits for a token (30 s)
-//!   │  ConcurrencyLimit, LoadShed   how many callers there may be at once
-//!   │  Retry                        on 429, 503 and lost connections
-//!   │  FollowRedirect               each hop passes the layer again
+//!   │  SetSensitiveRequestHeaders     marks what the caller puts on, before anything prints it
+//!   │  Trace                          one span for what the caller sees as one call
+//!   │  Timeout                        longer than a request waits for a token (30 s), and than all retries
+//!   │  LoadShed over ConcurrencyLimit how many callers there may be at once
+//!   │  Retry                          on 429 and 503; on lost connections, if the request may be done twice
+//!   │  FollowRedirect                 each hop passes the layer again
 //!   │  SetRequestHeader, map_request  what completes a request: its URI, its headers
 //!   ▼
 //! ApsisAuth
-//!   │  Timeout                      for each sending, without the wait for a token
-//!   │  Buffer over RateLimit        counts all that is sent, replays too
-//!   │  ConcurrencyLimit, Buffer     how much goes out at once; who waits for a token holds none of it
-//!   │  Decompression                so that all above see what the API said
+//!   │  Buffer over RateLimit          counts all that is sent, replays too
+//!   │  ConcurrencyLimit               how much goes out at once; who waits for a token holds none of it
+//!   │  Timeout                        for each sending, without any wait for a token or a turn
+//!   │  Decompression                  so that all above see what the API said
 //!   ▼
 //! client
 //! ```
@@ -62,15 +62,19 @@
 //! Beneath, the layer sees one request and the last answer. A policy of one's own may take the token elsewhere, and the 401
 //! of another origin is taken for the API's: it costs a token request, and the request is sent once more.
 //!
+//! A 307 or 308 for a request with a body comes back to the caller, unless the policy can clone the body.
+//!
 //! A client that follows redirects by itself is beneath, too. For reqwest: `redirect::Policy::none()`.
 //!
 //! # Retries
 //!
-//! tower's `Retry` goes above. A try that finds the token dead is renewed and replayed, so n tries send at most 2 n
-//! requests, and token requests stay within their budget. A policy has no need to look at 401 and 403.
+//! tower's `Retry` goes above. For a try that finds the token dead, the token is renewed and the request replayed; while
+//! renewals that did not help cool down, the rejection is its answer. So n tries send at most 2 n requests, and token requests
+//! stay within their budget. A policy has no need to look at 401 and 403.
 //!
 //! For an [`AuthError`](crate::AuthError), the policy asks [`is_retryable`](crate::AuthError::is_retryable), and waits until
-//! [`retry_at`](crate::AuthError::retry_at) where there is one: before that, the error would be the same.
+//! [`retry_at`](crate::AuthError::retry_at) where there is one: before that, the error would be the same. That may be an hour
+//! away. Where it is beyond what the policy may wait, it returns the error.
 //!
 //! Beneath, a policy that repeats rejected requests sends the dead token again and again, which the gateway refuses from its
 //! memory, before it hands the rejection up.
@@ -78,11 +82,15 @@
 //! # Time limits
 //!
 //! One above is for all that a call takes: the wait for a token, the sending, the renewal, the replay. It should be longer
-//! than [`max_wait`](crate::ApsisAuthBuilder::max_wait). Where it is shorter, a token that cannot be had looks like an API that
-//! does not answer, and the error that names the cause is never seen. Who is cut off loses nothing for the others: the token
-//! request goes on, and the next call finds what it brought.
+//! than [`max_wait`](crate::ApsisAuthBuilder::max_wait), and over a `Retry` longer than all its tries and pauses. Where it is
+//! shorter, a token that cannot be had looks like an API that does not answer, and the error that names the cause is never
+//! seen. Who is cut off loses nothing for the others: the token request goes on, and the next call finds what it brought.
 //!
-//! One beneath is for each sending by itself. A wait for a token does not count.
+//! One beneath is for each sending by itself, without the wait for a token. It goes next to the client: over a queue, the
+//! wait for a turn counts.
+//!
+//! It starts with the call. The wait to be ready, as for the permit of a limit beneath it, comes before. It ends with the
+//! answer's head: for the body there is tower-http's `ResponseBodyTimeoutLayer`.
 //!
 //! tower-http's `TimeoutLayer` answers with a body of its own making, so it wants a body that has a default, which hyper's
 //! `Incoming` has not: `.map_response_body(BodyExt::boxed_unsync)` beneath it. tower's own `TimeoutLayer` fails with an error
@@ -91,7 +99,7 @@
 //! # Limits
 //!
 //! Above, a limit counts calls. One that waits for a token keeps its permit, so others wait behind it, even those that need no
-//! token. Nothing locks up, since token requests do not pass there.
+//! token. Nothing locks up, since token requests do not pass there. A `LoadShed` goes over the limit: under it, it sheds nobody.
 //!
 //! Beneath, a limit counts what is sent. Who waits for a token holds no permit, and gets in line again when the token is
 //! there. A token transport may share such a limit. tower's `RateLimit` is not `Clone`, so it takes a `Buffer` over it; only
@@ -100,9 +108,13 @@
 //!
 //! # Traces and logs
 //!
-//! A `Trace` above never sees the token, even where it prints headers. One beneath sees that there is an `authorization`, and
-//! prints `Sensitive` for its value. What the caller puts on is marked by `SetSensitiveRequestHeaders`, which has to stand above
-//! the `Trace`.
+//! A `Trace` above has one span for each call, and never sees the token, even where it prints headers. One beneath has a span
+//! for each sending, sees that there is an `authorization`, and prints `Sensitive` for its value. What the caller puts on is
+//! marked by `SetSensitiveRequestHeaders`, which has to stand above the `Trace`; what the API sends, by
+//! `SetSensitiveResponseHeaders`, which has to stand beneath it.
+//!
+//! tower-http's own span has the URI, and with it profile keys, which are mail addresses. A span of one's own has not:
+//! `.make_span_with(…)`, as in `examples/hyper.rs`.
 //!
 //! The layer traces under a target of its own, [`apsis_auth`](crate#tracing). A token request serves many callers, so its span
 //! is under none of theirs.
@@ -112,7 +124,7 @@
 //! Whether a request is in scope is decided by the URI it has when it comes to this layer. So what completes a URI goes above.
 //! What changes it to another origin beneath takes the token along.
 //!
-//! An `Authorization` that is put on above is replaced. One that is put on beneath replaces the token.
+//! An `Authorization` that is put on above is replaced. One that is put on beneath takes the token's place, or goes beside it.
 //!
 //! `Decompression` can go above or beneath. Beneath, all see what the API said, and not how it was packed.
 //!
@@ -135,10 +147,17 @@
 //!
 //! type ApiClient = BoxCloneSyncService<Request<Full<Bytes>>, Response<axum::body::Body>, BoxError>;
 //!
-//! async fn keyspaces(State(api): State<ApiClient>) -> Result<Response<axum::body::Body>, StatusCode> {
+//! async fn keyspaces(State(api): State<ApiClient>) -> Result<(StatusCode, axum::body::Body), StatusCode> {
 //!     let request = Request::get("https://api.apsis.one/audience/keyspaces").body(Full::default());
 //!     let request = request.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-//!     api.oneshot(request).await.map_err(|_| StatusCode::BAD_GATEWAY)
+//!     match api.oneshot(request).await {
+//!         // Not its fields: some are for this connection alone.
+//!         Ok(answer) => Ok((answer.status(), answer.into_body())),
+//!         Err(error) => {
+//!             tracing::warn!(error, "APSIS One did not answer");
+//!             Err(StatusCode::BAD_GATEWAY)
+//!         }
+//!     }
 //! }
 //!
 //! fn app<S>(auth: ApsisAuthLayer, https_client: S) -> Router
@@ -151,13 +170,8 @@
 //! }
 //! ```
 //!
-//! The layer is for clients. On a `Router` it does not compile, since its errors are none that a server can answer with:
-//!
-//! ```compile_fail,E0277
-//! # fn app(auth: apsis_auth::ApsisAuthLayer) -> axum::Router {
-//! axum::Router::new().layer(auth)
-//! # }
-//! ```
+//! The layer is for clients. On a `Router` it does not compile, since its errors are none that a server can answer with. A whole
+//! gateway is in `examples/axum_gateway`.
 //!
 //! # reqwest
 //!
@@ -186,7 +200,9 @@
 //! # }
 //! ```
 //!
-//! reqwest reads a URI by the rules of browsers: it takes `..` out of a path, and leaves the encoding of a profile key as it is.
+//! reqwest reads a URI by the rules of browsers: it takes `..` and `%2E%2E` out of a path, and leaves all other encoding as it
+//! is. `reqwest::Response::from` of an answer gives back its methods, but for its URL, which is lost on the way. A time limit
+//! of the client is for each sending.
 //!
 //! # When it does not compile
 //!
@@ -196,5 +212,5 @@
 //!
 //! # Whole programs
 //!
-//! In the folder `examples`: `hyper.rs`, `reqwest.rs`, `axum_gateway` and `import`. Each claim of this page has a test, most of
-//! them in `tests/laws/stacks.rs`, `tests/laws/capacity.rs` and `tests/sockets/stacks.rs`.
+//! In the folder `examples`: `hyper.rs`, `reqwest.rs`, `axum_gateway` and `import`. What this page says has tests, most of
+//! them in `tests/laws/stacks.rs`, `tests/laws/capacity.rs`, `tests/sockets/stacks.rs` and `tests/sockets/clients.rs`.

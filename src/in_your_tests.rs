@@ -24,6 +24,7 @@
 //!     client::legacy::{Client, connect::HttpConnector},
 //!     rt::TokioExecutor,
 //! };
+//! use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 //! use tower::{BoxError, Layer, ServiceExt};
 //!
 //! /// What is to be tested.
@@ -40,10 +41,10 @@
 //!     }
 //!
 //!     async fn moves_to(&self, email: &str, city: &str) -> Result<StatusCode, BoxError> {
-//!         let email = email.replace('@', "%40");
+//!         let email = utf8_percent_encode(email, NON_ALPHANUMERIC);
 //!         let uri = format!("{}/audience/keyspaces/com.apsis1.keyspaces.email/profiles/{email}", self.base);
 //!         let request = Request::post(uri).header("content-type", "application/json");
-//!         let request = request.body(Full::from(format!(r#"{{"city":"{city}"}}"#)))?;
+//!         let request = request.body(Full::from(serde_json::json!({ "city": city }).to_string()))?;
 //!         Ok(self.client.clone().oneshot(request).await?.status())
 //!     }
 //! }
@@ -135,4 +136,4 @@
 //! # A test of your own error handling
 //!
 //! Errors come in the stack's [`BoxError`](tower::BoxError), and downcast to [`AuthError`](crate::AuthError). It cannot be made by
-//! hand, so that new reasons are no breaking change; the controls above bring forth each of them.
+//! hand, so that new reasons are no breaking change; the controls above bring forth all that come of APSIS One.
