@@ -29,6 +29,10 @@ pub(crate) enum Refusal {
     NoSuchPath,
     #[error("{0} is not forwarded")]
     Method(Method),
+    #[error("the gateway gets the tokens itself; leave out the token request, and ask the API")]
+    TokenRequest,
+    #[error("a body in another transfer coding than chunked is not forwarded")]
+    TransferCoding,
     #[error("the gateway is for programs; a request of a web page is not forwarded")]
     WebPage,
     #[error(
@@ -58,7 +62,8 @@ impl Refusal {
     fn row(&self) -> Row {
         let (status, proxy_error) = match self {
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "http_request_error"),
-            Self::Method(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_error"),
+            Self::Method(_) | Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, "http_request_error"),
+            Self::TokenRequest => (StatusCode::NOT_FOUND, "http_request_denied"),
             Self::WebPage => (StatusCode::FORBIDDEN, "http_request_denied"),
             Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "http_request_denied"),
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error"),
@@ -136,7 +141,7 @@ impl Refusal {
             Self::Failed(error) => &**error,
             refusal => refusal,
         };
-        let is_the_callers = status.is_client_error() || matches!(self, Self::Method(_));
+        let is_the_callers = status.is_client_error() || matches!(self, Self::Method(_) | Self::TransferCoding);
         let status = status.as_u16();
         if is_the_callers {
             tracing::info!(status, error, "refused");

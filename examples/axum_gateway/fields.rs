@@ -2,7 +2,10 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
-    header::{CONNECTION, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{
+        CONNECTION, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+        UPGRADE, VIA,
+    },
 };
 
 /// Besides those that `Connection` names. `Trailer` is not among them: it tells the other end what comes after the body, and
@@ -34,6 +37,25 @@ pub(crate) fn for_the_api(headers: &mut HeaderMap, version: Version) {
         headers.remove(EXPECT);
     }
     headers.append(VIA, via(version));
+}
+
+/// Whether hyper undoes all that the body was sent in: it knows `chunked` alone, but only asks that it comes last. What is
+/// left would arrive without a label.
+pub(crate) fn is_body_decoded(headers: &HeaderMap) -> bool {
+    let mut codings = tokens(headers, &TRANSFER_ENCODING).filter(|coding| !coding.is_empty());
+    codings.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
+/// Whether the request may go one hop further, which is counted (RFC 9110 §7.6.2). What is no number does not count.
+pub(crate) fn may_go_on(headers: &mut HeaderMap) -> bool {
+    let left = headers.get(MAX_FORWARDS).and_then(|left| left.to_str().ok());
+    let Some(left) = left.filter(|left| !left.is_empty() && left.bytes().all(|byte| byte.is_ascii_digit())) else {
+        return true;
+    };
+    // Digits fail only by being too many.
+    let Some(left) = left.parse().unwrap_or(u64::MAX).checked_sub(1) else { return false };
+    headers.insert(MAX_FORWARDS, HeaderValue::from(left));
+    true
 }
 
 /// The fields of an answer, as they go to the caller.

@@ -6,11 +6,11 @@ use apsis_auth::{ApsisAuthLayer, AuthOutcome, default_rejection_rule};
 use axum::{
     body::Body,
     extract::{Request, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use http::{
     HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-    header::TRANSFER_ENCODING,
+    header::{ALLOW, TRANSFER_ENCODING},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
@@ -20,6 +20,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use percent_encoding::percent_decode_str;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{BoxError, ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
@@ -29,6 +30,9 @@ use tracing::Span;
 use crate::{errors::Refusal, fields, guard::Guard};
 
 const PREFIX: &str = "/apsis";
+
+/// Below the base URL, where the layer has it.
+const TOKEN_ENDPOINT: &str = "/oauth/token";
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -53,12 +57,21 @@ pub(crate) async fn forward(State(upstream): State<Upstream>, request: Request) 
     tracing::debug!(uri = %request.uri(), version = ?request.version(), "arrived");
     tracing::trace!(fields = ?request.headers(), "arrived with");
     upstream.guard.check(&request)?;
-    let request = upstream.base.outbound(request)?;
+    let mut request = upstream.base.outbound(request)?;
+    if request.method() == Method::OPTIONS && !fields::may_go_on(request.headers_mut()) {
+        return Ok(own_options());
+    }
     // At once or not at all: whoever waits here would take memory, and a caller knows better what is worth waiting for.
     let slot = upstream.slots.try_acquire_owned().map_err(|_| Refusal::Full)?;
     let answer = upstream.client.oneshot(request).await?;
     trace_outcome(&answer);
     inbound(answer, slot)
+}
+
+/// To an OPTIONS that may go no further.
+fn own_options() -> Response {
+    let methods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+    (StatusCode::NO_CONTENT, [(ALLOW.as_str(), methods), ("proxy-status", "apsis-gateway")]).into_response()
 }
 
 impl Upstream {
@@ -105,8 +118,14 @@ impl Base {
         if [Method::CONNECT, Method::TRACE].contains(&head.method) {
             return Err(Refusal::Method(head.method));
         }
+        if !fields::is_body_decoded(&head.headers) {
+            return Err(Refusal::TransferCoding);
+        }
         let mut request = Request::new(body);
         *request.uri_mut() = self.join(rest(&head.uri).ok_or(Refusal::NoSuchPath)?)?;
+        if self.is_token_endpoint(request.uri()) {
+            return Err(Refusal::TokenRequest);
+        }
         *request.method_mut() = head.method;
         *request.headers_mut() = head.headers;
         fields::for_the_api(request.headers_mut(), head.version);
@@ -114,7 +133,12 @@ impl Base {
         Ok(request)
     }
 
-    /// No part of the target is decoded, looked at or put in order: a profile key is URI-encoded, and so it has to arrive.
+    /// A caller's token requests would take from those that the layer may make, and a 401 there says nothing of its token.
+    fn is_token_endpoint(&self, uri: &Uri) -> bool {
+        segments(uri.path()) == segments(&format!("{}{TOKEN_ENDPOINT}", self.path))
+    }
+
+    /// No part of the target is decoded or put in order on its way: a profile key is URI-encoded, and so it has to arrive.
     fn join(&self, rest: &str) -> Result<Uri, Refusal> {
         let slash = if self.path.is_empty() && !rest.starts_with('/') { "/" } else { "" };
         let path_and_query = format!("{}{slash}{rest}", self.path);
@@ -128,6 +152,20 @@ impl Base {
 fn rest(uri: &Uri) -> Option<&str> {
     let rest = uri.path_and_query()?.as_str().strip_prefix(PREFIX)?;
     (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
+}
+
+/// A path as a server may read it: decoded, in order, without empty segments, and whatever the case.
+fn segments(path: &str) -> Vec<Vec<u8>> {
+    let decoded: Vec<u8> = percent_decode_str(path).collect();
+    let mut segments = Vec::new();
+    for segment in decoded.split(|&byte| byte == b'/') {
+        match segment {
+            b"" | b"." => {}
+            b".." => drop(segments.pop()),
+            segment => segments.push(segment.to_ascii_lowercase()),
+        }
+    }
+    segments
 }
 
 /// In HTTP/1 hyper sends the body of a GET or a HEAD only if its length is known or this says that there is one.

@@ -12,17 +12,19 @@ use axum::{
 };
 use http::{StatusCode, header::CONTENT_TYPE};
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 /// What readiness depends on.
 #[derive(Clone)]
 pub(crate) struct Health {
     token: TokenHandle,
     stopping: Arc<AtomicBool>,
+    warming_up: Arc<Mutex<()>>,
 }
 
 impl Health {
     pub(crate) fn new(token: TokenHandle) -> Self {
-        Self { token, stopping: Arc::default() }
+        Self { token, stopping: Arc::default(), warming_up: Arc::default() }
     }
 
     /// From now on the gateway is not ready, whatever its token.
@@ -30,12 +32,14 @@ impl Health {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Gets a token, or refreshes one that is due, and waits for neither.
+    /// Gets a token, or refreshes one that is due, and waits for neither. One such task is enough, however often it is asked.
     pub(crate) fn warm_up(&self) {
+        let Ok(only_one) = Arc::clone(&self.warming_up).try_lock_owned() else { return };
         let token = self.token.clone();
         tokio::spawn(async move {
             // Why it failed the layer has said, and /readyz says it for as long as it is so.
             let _ = token.warm_up().await;
+            drop(only_one);
         });
     }
 }

@@ -31,19 +31,24 @@
 //! | no token, or no answer of the API, within the time limit | 504 |
 //! | the caller's body breaks off | 400 |
 //! | too many header fields, a target that is too long | 431, 414 |
-//! | `CONNECT`, `TRACE` | 501 |
+//! | `CONNECT`, `TRACE`, another transfer coding than `chunked` | 501 |
+//! | `OPTIONS` with `Max-Forwards: 0` | 204 with `Allow` |
+//! | `/apsis/oauth/token`, however it is spelled: the gateway gets the tokens itself | 404 |
 //! | another path than `/apsis/…`, `/healthz`, `/readyz` | 404 |
 //! | a web page asks: `Origin`, or a `Host` that is not the loopback address that it listens at | 403, 421 |
 //!
-//! All of them are `application/problem+json` and have a `Proxy-Status`, by which they are told from the API's own
-//! (`errors.rs`). Whatever the API says goes to the caller as it is, 401 and 403 included: by then the layer has done what it
-//! can, and the log says what. An answer that breaks off half-way breaks off for the caller, too.
+//! All of them have a `Proxy-Status`, by which they are told from the API's own, and but for the 204 all are
+//! `application/problem+json` (`errors.rs`). Whatever the API says goes to the caller as it is, 401 and 403 included: by then
+//! the layer has done what it can, and the log says what. An answer that breaks off half-way breaks off for the caller, too.
 //!
 //! # What it is not
 //!
 //! It does not ask who its callers are: whoever reaches it uses the account. So it listens on this machine alone unless
 //! `--listen` says otherwise; then put something in front of it that asks. It repeats nothing but what was rejected, keeps to
 //! none of the API's limits, and changes no answer: a `Location` that names the API names the API.
+//!
+//! Nor does it bound how slow they are: one that stops sending in the middle of a request's head, or stops reading its answer,
+//! holds its connection until it closes it, and in the latter case one of `--max-requests`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a program is for")]
 
@@ -70,6 +75,7 @@ use apsis_auth::{
 use axum::{
     Router,
     extract::Request,
+    middleware::map_request,
     response::Response,
     routing::{any, get},
     serve::ListenerExt,
@@ -231,8 +237,10 @@ fn app(settings: &Settings, base: Base, client: HttpsClient, auth: ApsisAuthLaye
     Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        // What the state tells is as little for web pages as the API.
+        .route_layer(map_request(move |request| async move { guard.check(&request).map(|()| request) }))
         .with_state(health.clone())
-        // No route: what is below the prefix is forwarded, not looked at.
+        // No route: what is below the prefix is forwarded as it is.
         .fallback_service(any(forward::forward).layer(stack).with_state(upstream))
 }
 

@@ -7,7 +7,7 @@ use tokio::{
     join,
 };
 
-use super::support::{Gateway, MOMENT, accept, answering, auth, limited, listen, settings, until};
+use super::support::{Gateway, MOMENT, NO_CONTENT, accept, answering, auth, limited, listen, settings, until};
 
 /// More than all the buffers on the way.
 const LARGE: usize = 4 * 1024 * 1024;
@@ -30,6 +30,29 @@ async fn a_body_goes_through_while_it_is_still_being_sent() {
         }
         api.say("HTTP/1.1 204 No Content\r\n\r\n").await;
         assert_eq!(caller.head().await.status(), 204);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_in_a_transfer_coding_that_is_not_undone_is_refused() {
+    limited(async {
+        let (listener, base) = listen().await;
+        let gateway = Gateway::to(&base).await;
+        let mut heads = answering(listener, NO_CONTENT);
+        let chunks = "\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+        for codings in ["gzip, chunked", "gzip\r\ntransfer-encoding: chunked", "chunked, chunked"] {
+            let head = "POST /apsis/x HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding:";
+            let answer = gateway.hears(&format!("{head} {codings}{chunks}")).await.answer().await;
+            assert!(answer.problem(501, "http_request_error").contains("chunked"), "{codings}");
+        }
+        assert!(heads.try_recv().is_err());
+
+        for codings in ["chunked", "Chunked", ", chunked"] {
+            let head = "POST /apsis/x HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding:";
+            let caller = gateway.hears(&format!("{head} {codings}{chunks}")).await;
+            assert_eq!(caller.answer().await.status(), 204, "{codings}");
+        }
     })
     .await;
 }

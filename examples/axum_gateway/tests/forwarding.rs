@@ -327,6 +327,73 @@ async fn a_tunnel_is_not_opened_and_a_request_not_echoed() {
 }
 
 #[tokio::test]
+async fn a_request_for_a_token_is_not_forwarded_however_it_is_spelled() {
+    limited(async {
+        let (listener, base) = listen().await;
+        let auth = auth(&Emulator::new(), &base);
+        let gateway = Gateway::with_auth(&format!("{base}/one"), auth).await;
+        let mut heads = answering(listener, NO_CONTENT);
+        for target in [
+            "/oauth/token",
+            "/oauth/token/",
+            "/oauth/token?x=/y",
+            "//oauth//token",
+            "/oauth%2Ftoken",
+            "/oauth%2ftoken%2F",
+            "/%6Fauth/%74oken",
+            "/OAuth/%54oken",
+            "/./oauth/x/%2E./token",
+            "/../one/oauth/token",
+        ] {
+            let answer = gateway.ask(&format!("POST /apsis{target}")).await;
+            let detail = answer.problem(404, "http_request_denied");
+            assert!(detail.contains("the gateway gets the tokens itself"), "{target}: {detail}");
+        }
+        assert!(heads.try_recv().is_err());
+
+        for target in
+            ["/oauth", "/oauth/tokens", "/x/oauth/token", "/oauth/token/x", "/oauth%252Ftoken", "/?/oauth/token"]
+        {
+            assert_eq!(gateway.ask(&format!("POST /apsis{target}")).await.status(), 204, "{target}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_options_goes_no_further_than_it_may() {
+    limited(async {
+        let (listener, base) = listen().await;
+        let gateway = Gateway::to(&base).await;
+        let mut heads = answering(listener, NO_CONTENT);
+        let answer = gateway.ask("OPTIONS /apsis/x\r\nmax-forwards: 0").await;
+        assert_eq!((answer.status(), answer.head.field("proxy-status")), (204, "apsis-gateway"));
+        assert!(answer.head.field("allow").contains("PATCH"));
+        gateway.ask("OPTIONS /elsewhere\r\nmax-forwards: 0").await.problem(404, "http_request_error");
+        assert!(heads.try_recv().is_err());
+
+        for (arrived, left) in [
+            ("1", "0"),
+            ("010", "9"),
+            // More than can be counted is the most that can.
+            ("99999999999999999999999", "18446744073709551614"),
+            ("-1", "-1"),
+            ("+1", "+1"),
+            ("many", "many"),
+        ] {
+            gateway.ask(&format!("OPTIONS /apsis/x\r\nmax-forwards: {arrived}")).await;
+            assert_eq!(heads.recv().await.unwrap().field("max-forwards"), left);
+        }
+        gateway.ask("OPTIONS /apsis/x").await;
+        assert_eq!(heads.recv().await.unwrap().all("max-forwards"), [""; 0]);
+        // For other methods it means nothing.
+        gateway.ask("GET /apsis/x\r\nmax-forwards: 0").await;
+        assert_eq!(heads.recv().await.unwrap().field("max-forwards"), "0");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_web_page_is_not_served() {
     limited(async {
         let (listener, base) = listen().await;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use apsis_auth::emulator::{Answer, Emulator};
 use http::StatusCode;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, runtime::Handle};
 
 use super::support::{Gateway, MOMENT, NO_CONTENT, accept, answering, auth, limited, listen, settings, until};
-use crate::Settings;
+use crate::{Settings, health::Health};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -69,6 +69,56 @@ async fn it_says_why_it_is_not_ready_and_does_not_ask_again_before_the_time() {
             assert!(answer.json()["grounded"]["because"].as_str().unwrap().contains("403"));
         }
         assert_eq!(apsis.counters().token_requests, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn however_often_it_is_asked_one_task_at_a_time_waits_for_a_token() {
+    limited(async {
+        let apsis = Emulator::new();
+        apsis.script_token_answers([Answer::hang()]);
+        let health = Health::new(auth(&apsis, "http://127.0.0.1:9").max_wait(MOMENT).build().unwrap().handle());
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        health.warm_up();
+        let one = tasks();
+        for _ in 0..10 {
+            health.clone().warm_up();
+        }
+        assert_eq!(tasks(), one);
+
+        // When it has given up, the next one may wait.
+        until(async || {
+            let before = tasks();
+            health.warm_up();
+            tasks() > before
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn its_state_is_not_for_web_pages() {
+    limited(async {
+        let gateway = Gateway::to("http://127.0.0.1:9").await;
+        for path in ["/healthz", "/readyz"] {
+            gateway.ask(&format!("GET {path}\r\norigin: null")).await.problem(403, "http_request_denied");
+            let rebound = format!("GET {path} HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+            gateway.hears(&rebound).await.answer().await.problem(421, "http_request_denied");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_probe_by_whatever_host_hears_how_a_gateway_is_that_others_reach() {
+    limited(async {
+        let mut settings = settings();
+        settings.listen.set_ip([0, 0, 0, 0].into());
+        let gateway = Gateway::with_settings("http://127.0.0.1:9", settings).await;
+        let probe = "GET /healthz HTTP/1.1\r\nhost: 10.1.2.3:8080\r\nconnection: close\r\n\r\n";
+        assert_eq!(gateway.hears(probe).await.answer().await.status(), 200);
     })
     .await;
 }
