@@ -201,6 +201,14 @@ fn inbound(answer: Response, slot: OwnedSemaphorePermit) -> Result<Response, Ref
 fn trace_outcome(answer: &Response) {
     let status = answer.status().as_u16();
     match answer.extensions().get() {
+        // What AWS's gateway calls a missing token is a path that the API does not have.
+        None if answer
+            .headers()
+            .get("x-amzn-errortype")
+            .is_some_and(|kind| kind == "MissingAuthenticationTokenException") =>
+        {
+            tracing::warn!(status, "the API has no such path");
+        }
         None => {}
         Some(AuthOutcome::Replayed) if default_rejection_rule(answer.status(), answer.headers()).is_none() => {
             tracing::info!(status, "replayed with a new token");
