@@ -14,7 +14,7 @@
 //!
 //! # The file
 //!
-//! Its first line names the columns. `email` is the profile key. Every other column is an attribute, called in the API
+//! Its first line names the columns. `email`, in any case, is the profile key. Every other column is an attribute, called in the API
 //! what the column is called; its values are sent as strings, and an empty cell is not sent, so it changes nothing. The
 //! file is UTF-8, with or without a byte order mark, and as long as it likes: it is read as it is sent.
 //!
@@ -32,7 +32,7 @@
 //! - While there is no token for a time, as when the token endpoint is over its limit, the import waits. When none is
 //!   to be had (the API key was deleted) it stops, with the records not sent.
 //! - When many records in a row fail for the same reason it stops, too: the section may be misspelt.
-//! - Ctrl-C ends it in good order: what is under way may end, and the summary is printed. A second one ends it at once.
+//! - Ctrl-C or SIGTERM ends it in good order: what is under way may end, and the summary is printed. A second one ends it at once.
 //! - To import a file twice does no harm: what is sent says what shall be, not what shall change.
 //!
 //! # Exit status
@@ -88,13 +88,28 @@ use crate::{
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/import/sample.csv");
 
+const ENVIRONMENT: &str = "\
+Environment:
+  APSIS_CLIENT_ID, APSIS_CLIENT_SECRET  the API key; or APSIS_CLIENT_ID_FILE, APSIS_CLIENT_SECRET_FILE: files that hold it
+  APSIS_REGION                          eu or apac
+
+With --emulator they do not count.
+
+While there is no token for a time, a record waits for 15 minutes at most. The exit status is 0 if every record was
+applied, 1 if some failed or it stopped early, 2 if nothing was sent.";
+
 /// Imports profiles from a CSV file into APSIS One.
 #[derive(Debug, Parser)]
-#[command(name = "import")]
+#[command(name = "import", after_help = ENVIRONMENT)]
 struct Options {
-    /// The file; its first line names the columns, `email` among them
-    #[arg(long, value_name = "FILE", default_value = SAMPLE, hide_default_value = true)]
-    input: PathBuf,
+    /// The file; its first line names the columns, `email` among them [default with --emulator: the sample]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "emulator",
+        default_value_if("emulator", "true", SAMPLE)
+    )]
+    input: Option<PathBuf>,
     /// What stands between the fields
     #[arg(long, value_name = "CHARACTER", default_value = ",", value_parser = parse_delimiter)]
     delimiter: u8,
@@ -118,6 +133,12 @@ struct Options {
     /// Import into an emulator of APSIS One, which revokes tokens on the way
     #[arg(long)]
     emulator: bool,
+}
+
+impl Options {
+    fn input(&self) -> &Path {
+        self.input.as_deref().unwrap_or(Path::new(SAMPLE))
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -216,10 +237,10 @@ async fn start<W: Watch + 'static>(
 }
 
 fn open(options: &Options) -> Result<(Records<File>, Option<u64>), String> {
-    let path = options.input.display();
-    let file = File::open(&options.input).map_err(|error| format!("{path} cannot be opened: {error}"))?;
+    let path = options.input();
+    let file = File::open(path).map_err(|error| format!("{} cannot be opened: {error}", path.display()))?;
     let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
-    let records = Records::open(file, options.delimiter).map_err(|error| format!("{path}: {error}"))?;
+    let records = Records::open(file, options.delimiter).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok((records, size))
 }
 
@@ -227,22 +248,42 @@ fn failed_file(options: &Options, records: &Records<File>) -> Result<FailedFile,
     match &options.failed {
         Some(path) => FailedFile::create(path, records.names(), options.delimiter)
             .map_err(|error| format!("{} cannot be made for the records that fail: {error}", path.display())),
-        None => FailedFile::create_beside(Path::new(""), &options.input, records.names(), options.delimiter)
+        None => FailedFile::create_beside(Path::new(""), options.input(), records.names(), options.delimiter)
             .map_err(|error| format!("no file can be made in this folder for the records that fail: {error}")),
     }
 }
 
+/// Ctrl-C, or what service managers send. A second one ends the process.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // There is no such signal to be had.
-        pending::<()>().await;
-    }
+    signalled().await;
     tokio::spawn(async {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            // As a shell says it: 128 and the signal's number.
-            process::exit(130);
-        }
+        signalled().await;
+        // As a shell says it: 128 and the number of the signal of Ctrl-C.
+        process::exit(130);
     });
+}
+
+async fn signalled() {
+    tokio::select! {
+        // If there is no such signal to be had, it never comes.
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
+    }
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => drop(terminated.recv().await),
+        Err(_) => pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    pending().await
 }
 
 /// The import into an emulator that makes trouble on the way.
@@ -265,8 +306,8 @@ async fn rehearse(options: &Options, stop: impl Future<Output = ()>) -> Result<b
     let took = started.elapsed();
     let counters = apsis.counters();
     println!(
-        "It took {took:.1?}, {} token requests and {} API requests.",
-        counters.token_requests, counters.api_requests
+        "It took {took:.1?}, {} token requests and {} API requests, of which {} were replayed with a new token.",
+        counters.token_requests, counters.api_requests, counters.api_rejected
     );
     server.shutdown().await;
     if size.is_none() {

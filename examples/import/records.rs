@@ -213,6 +213,7 @@ fn columns_of(line: u64, header: &ByteRecord) -> Result<Vec<Column>, Unusable> {
         if name.is_empty() {
             return Err(Unusable::Nameless { line, number: index + 1 });
         }
+        let name = if name.trim().eq_ignore_ascii_case(KEY) { KEY } else { name };
         if !seen.insert(name) {
             return Err(Unusable::Twice { line, column: shown(name) });
         }

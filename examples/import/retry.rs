@@ -104,7 +104,9 @@ impl<B> Policy<Request<Full<Bytes>>, Response<B>, BoxError> for Retries {
         result: &mut Result<Response<B>, BoxError>,
     ) -> Option<Self::Future> {
         let at = self.next_try(result)?;
-        self.shared.count.fetch_add(1, Ordering::Relaxed);
+        // Without a token nothing was sent.
+        let was_sent = result.as_ref().err().is_none_or(|error| !error.is::<AuthError>());
+        self.shared.count.fetch_add(u64::from(was_sent), Ordering::Relaxed);
         Some(sleep_until(at))
     }
 
