@@ -175,8 +175,9 @@
 //!
 //! # reqwest
 //!
-//! reqwest's client takes and returns types of its own. Two of tower's combinators turn them into those of `http` and back. The
-//! same client can send the token requests, so that its proxy and its certificates serve both:
+//! reqwest's client takes and returns types of its own, so the layer does not go on it directly. Two of tower's combinators
+//! turn the types into those of `http` and back. The same client can send the token requests, so that its proxy and its
+//! certificates serve both. It takes the feature `reqwest` of this crate, `filter` of tower and `map-request-body` of tower-http:
 //!
 //! ```
 //! # #[cfg(feature = "reqwest")]
@@ -184,7 +185,7 @@
 //! use apsis_auth::{ApsisAuthLayer, Region};
 //! use http::{Request, Response};
 //! use reqwest::Body;
-//! use tower::{Layer, ServiceBuilder};
+//! use tower::{BoxError, Layer, ServiceBuilder, util::BoxCloneSyncService};
 //! use tower_http::ServiceBuilderExt;
 //!
 //! // Made with `redirect::Policy::none()`.
@@ -194,15 +195,20 @@
 //!     .service(client);
 //! let transport = ServiceBuilder::new().map_request_body(Body::wrap).service(http_client.clone());
 //! let auth = ApsisAuthLayer::builder(credentials, Region::Eu).transport(transport).build()?;
-//! let client = auth.layer(http_client);
+//! // Boxed, for a type to keep it by.
+//! let client: BoxCloneSyncService<Request<Body>, Response<Body>, BoxError> =
+//!     BoxCloneSyncService::new(auth.layer(http_client));
 //! # let _ = client;
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! A request that reqwest has built is sent by `client.clone().oneshot(request.try_into()?)`, and an answer read as
+//! `reqwest::Response::from(answer)`.
+//!
 //! reqwest reads a URI by the rules of browsers: it takes `..` and `%2E%2E` out of a path, and leaves all other encoding as it
-//! is. `reqwest::Response::from` of an answer gives back its methods, but for its URL, which is lost on the way. A time limit
-//! of the client is for each sending.
+//! is. An answer's URL is lost on the way, and stands in no error: `with_url` puts it there. A time limit of the client is for
+//! each sending.
 //!
 //! # When it does not compile
 //!

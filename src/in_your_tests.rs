@@ -1,16 +1,21 @@
-//! In your tests: APSIS One in the process of your own test-suite, and every way in which it can trouble you.
+//! In your tests: APSIS One in the process of your own test-suite, and the ways in which it can trouble you.
 //!
 //! The [emulator](crate::emulator) is a feature, for tests alone:
 //!
 //! ```toml
 //! [dev-dependencies]
 //! apsis-auth = { version = "0.1", features = ["emulator"] }
+//! tokio = { version = "1", features = ["macros", "rt", "test-util"] }
 //! ```
+//!
+//! It knows the limits, the rejections and the tokens as they are published. Of the API it has [a few
+//! routes](crate::emulator#what-it-answers), with [answers that are made up](crate::emulator#where-it-is-not-apsis-one). For others
+//! a script can answer: [`script_api_answers`](crate::emulator::Emulator::script_api_answers) is for any path.
 //!
 //! # With your own client, over a socket
 //!
-//! Most programs need one thing for it: the base URL as a parameter. The emulator's is plain `http` on a loopback address, which
-//! the layer takes there and nowhere else.
+//! Most programs need two things for it: the base URL as a parameter, and a client that also speaks plain `http`
+//! (`.https_or_http()` of hyper-rustls's builder). The layer takes plain `http` on a loopback address and nowhere else.
 //!
 //! ```
 //! # #[cfg(feature = "client")]
@@ -42,8 +47,9 @@
 //!
 //!     async fn moves_to(&self, email: &str, city: &str) -> Result<StatusCode, BoxError> {
 //!         let email = utf8_percent_encode(email, NON_ALPHANUMERIC);
-//!         let uri = format!("{}/audience/keyspaces/com.apsis1.keyspaces.email/profiles/{email}", self.base);
-//!         let request = Request::post(uri).header("content-type", "application/json");
+//!         let profile = format!("/audience/keyspaces/com.apsis1.keyspaces.email/profiles/{email}");
+//!         let uri = format!("{}{profile}/sections/com.apsis1.sections.default/attributes", self.base);
+//!         let request = Request::patch(uri).header("content-type", "application/merge-patch+json");
 //!         let request = request.body(Full::from(serde_json::json!({ "city": city }).to_string()))?;
 //!         Ok(self.client.clone().oneshot(request).await?.status())
 //!     }
@@ -54,11 +60,11 @@
 //! let server = apsis.serve().await?;
 //! let crm = Crm::new(apsis.api_key().credentials(), &server.url())?;
 //!
-//! assert_eq!(crm.moves_to("andy.demo@apsis.com", "Lund").await?, StatusCode::CREATED);
+//! assert_eq!(crm.moves_to("andy.demo@apsis.com", "Lund").await?, StatusCode::NO_CONTENT);
 //! apsis.revoke_tokens();
-//! assert_eq!(crm.moves_to("dana.demo@apsis.com", "Oslo").await?, StatusCode::CREATED);
+//! assert_eq!(crm.moves_to("andy.demo@apsis.com", "Oslo").await?, StatusCode::NO_CONTENT);
 //!
-//! let profile = apsis.profile("com.apsis1.keyspaces.email", "dana.demo@apsis.com").ok_or("a profile")?;
+//! let profile = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").ok_or("a profile")?;
 //! assert_eq!(profile.attributes["city"], "Oslo");
 //! assert_eq!(apsis.counters().token_requests, 2);
 //! # Ok(())

@@ -56,11 +56,12 @@
 //! | `POST /oauth/token` | a signed JWT, or the OAuth error |
 //! | `GET /audience/keyspaces` | 200, a list |
 //! | `GET /audience/sections` | 200, a list |
-//! | `POST /audience/keyspaces/{keyspace}/profiles/{profile_key}` | 201; the JSON body, if any, is the profile's attributes |
+//! | `POST /audience/keyspaces/{keyspace}/profiles/{profile_key}` | 201; the JSON body, if any, is the profile's attributes; 409 if there is one |
 //! | `GET /audience/keyspaces/{keyspace}/profiles/{profile_key}` | 200, attributes and number of events |
-//! | `PATCH …/{profile_key}/attributes` (`application/merge-patch+json`) | 204 |
+//! | `PATCH …/{profile_key}/attributes` (`application/merge-patch+json`) | 204; 404 if there is no profile |
 //! | `PATCH …/{profile_key}/sections/{section}/attributes` (the same) | 204; creates the profile if there is none |
-//! | `POST …/{profile_key}/events` (`application/json`) | 201 |
+//! | `POST …/{profile_key}/events` (`application/json`) | 201; 404 if there is no profile |
+//! | one of them with a body that is no JSON object, or of another type | 400, 415 |
 //! | anything else | the gateway's 403 for a route that does not exist |
 //!
 //! Scheme and host are not looked at. An API request is checked in this order: route, token,
