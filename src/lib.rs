@@ -122,10 +122,11 @@
 //! wall clock, and the one that finds the token due starts a refresh.
 //!
 //! It asks for no memory, except for what clones of its body, its extensions and the inner service take if it may be
-//! replayed, what a body that streams needs to be recorded, and what a header map takes that has no room for the token. Its head is kept as text, in buffers that the requests of a
-//! thread use one after the other: at most 64 stay with a thread, of at most 8 KiB each. What goes beyond takes memory
-//! while it is in flight: more requests at once, longer heads, and requests that end on another thread than they began on. So
-//! do requests that wait for a token or are replayed. The figures are in `BENCHMARKS.md`.
+//! replayed, what a body that streams needs to be recorded, and what a header map takes that has no room for the token.
+//! Its head is kept as text, in buffers that the requests of a thread use one after the other: at most 64 stay with a
+//! thread, of at most 8 KiB each. What goes beyond takes memory while it is in flight: more requests at once, longer heads,
+//! and requests that end on another thread than they began on. So do requests that wait for a token or are replayed. The
+//! figures are in `BENCHMARKS.md`.
 //!
 //! A header value that is marked as sensitive is wiped from such a buffer before it is used again; others, and the URI with
 //! all that it says, may stay in it until they are overwritten. An `Authorization` of the caller's own is not kept.
