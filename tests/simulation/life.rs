@@ -10,8 +10,7 @@ use std::{
 };
 
 use apsis_auth::{
-    ApsisAuth, ApsisAuthLayer, AuthError, AuthOutcome, ClientCredentials, TokenHandle, default_rejection_rule,
-    emulator::Emulator,
+    ApsisAuthLayer, AuthError, AuthOutcome, ClientCredentials, TokenHandle, default_rejection_rule, emulator::Emulator,
 };
 use bytes::Bytes;
 use fastrand::Rng;
@@ -19,10 +18,11 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, advance, sleep, timeout},
 };
-use tower::{Layer, ServiceExt};
+use tower::{BoxError, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit, util::BoxCloneSyncService};
 
 use crate::{
     ear::Ear,
@@ -70,10 +70,24 @@ struct Scene {
     apsis: Emulator,
     wall: Wall,
     probe: Probe,
-    client: ApsisAuth<Api>,
+    stack: Stack,
+    client: Client,
     handle: TokenHandle,
     tally: Arc<Mutex<Tally>>,
     trace: Trace,
+}
+
+type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
+
+/// Law 27: what stands between the layer and the API.
+#[derive(Clone, Debug)]
+enum Stack {
+    /// Always ready.
+    Plain,
+    Limit(Arc<Semaphore>),
+    Shed(Arc<Semaphore>),
+    Buffer,
+    Rate,
 }
 
 /// What became of the callers.
@@ -109,7 +123,9 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
     });
     let (started, mut runtimes) = (runtime.block_on(life.begin()), 1);
     for _ in 0..STEPS {
-        if let Blow::RuntimeDies = runtime.block_on(life.step()) {
+        if let Blow::RuntimeDies = runtime.block_on(life.step())
+            && life.scene.stack.outlives_a_runtime()
+        {
             runtime = life.die(runtime, in_step_with(started, runtimes));
             runtimes += 1;
         }
@@ -192,7 +208,7 @@ impl Life {
             self.spawned += 1;
             let request = Request::get(format!("{BASE}/audience/keyspaces")).header(ID, self.spawned);
             let called = scene.client.clone().oneshot(request.body(Full::default()).unwrap());
-            let answer = timeout(seconds(60), called).await;
+            let answer = timeout(seconds(600), called).await;
             served = if matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK) { served + 1 } else { 0 };
             if served == 3 {
                 break;
@@ -205,10 +221,11 @@ impl Life {
     /// The last handle is dropped.
     async fn end(mut self) {
         self.callers.shutdown().await;
-        let Scene { apsis, probe, client, handle, tally, trace, .. } = self.scene;
+        let Scene { apsis, probe, stack, client, handle, tally, trace, .. } = self.scene;
         drop((client, handle));
         // A flight that nobody waits for hears of it.
         sleep(Duration::from_millis(1)).await;
+        trace.promise(stack.permits_left() == PERMITS, format_args!("{} permits are left", stack.permits_left()));
 
         let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
         let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
@@ -225,7 +242,9 @@ impl Scene {
     fn new(seed: u64, rng: &mut Rng, trace: &Trace) -> Self {
         let (apsis, wall) = (Emulator::new(), Wall::new());
         apsis.set_api_limit(10_000);
-        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone());
+        let stack = Stack::draw(rng);
+        trace.add(format_args!("{stack:?}"));
+        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), stack.sends_at_once());
         let key = apsis.api_key();
         let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
         let (now, random) = (wall.clone(), Mutex::new(rng.fork()));
@@ -235,8 +254,8 @@ impl Scene {
             .random(move || random.lock().unwrap().f64())
             .build()
             .unwrap();
-        let (client, handle) = (layer.layer(Api(probe.clone())), layer.handle());
-        Self { apsis, wall, probe, client, handle, tally: Arc::default(), trace: trace.clone() }
+        let (client, handle) = (stack.client(&layer, Api(probe.clone())), layer.handle());
+        Self { apsis, wall, probe, stack, client, handle, tally: Arc::default(), trace: trace.clone() }
     }
 
     /// What people read of an error, and what programs print of the layer.
@@ -246,6 +265,61 @@ impl Scene {
         let printed = format!("{words} {error:?} {:?} {:?}", self.handle, self.handle.snapshot());
         for secret in ["eyJ", OPAQUE, self.apsis.api_key().client_secret()] {
             self.trace.promise(!printed.contains(secret), format_args!("a secret is printed: {printed}"));
+        }
+    }
+}
+
+const PERMITS: usize = 3;
+
+impl Stack {
+    fn draw(rng: &mut Rng) -> Self {
+        let permits = Arc::new(Semaphore::new(PERMITS));
+        match rng.u8(..10) {
+            0..6 => Self::Plain,
+            6 => Self::Limit(permits),
+            7 => Self::Shed(permits),
+            8 => Self::Buffer,
+            _ => Self::Rate,
+        }
+    }
+
+    /// Boxed, so that it goes into tasks whatever is beneath.
+    fn client(&self, layer: &ApsisAuthLayer, api: Api) -> Client {
+        let stack = ServiceBuilder::new().layer(layer.clone());
+        match self {
+            Self::Plain => BoxCloneSyncService::new(stack.service(api)),
+            Self::Limit(permits) => {
+                let limited = ConcurrencyLimit::with_semaphore(api, Arc::clone(permits));
+                BoxCloneSyncService::new(stack.service(limited))
+            }
+            Self::Shed(permits) => {
+                let limited = ConcurrencyLimit::with_semaphore(api, Arc::clone(permits));
+                BoxCloneSyncService::new(stack.load_shed().service(limited))
+            }
+            Self::Buffer => BoxCloneSyncService::new(stack.buffer(2).service(api)),
+            Self::Rate => BoxCloneSyncService::new(stack.buffer(2).rate_limit(5, seconds(1)).service(api)),
+        }
+    }
+
+    /// Whoever has a token has nothing else to wait for.
+    fn is_always_ready(&self) -> bool {
+        matches!(self, Self::Plain)
+    }
+
+    /// In a buffer, a request that has its token waits for its turn.
+    fn sends_at_once(&self) -> bool {
+        !matches!(self, Self::Buffer | Self::Rate)
+    }
+
+    /// A buffer's task dies with its runtime.
+    fn outlives_a_runtime(&self) -> bool {
+        !matches!(self, Self::Buffer | Self::Rate)
+    }
+
+    fn permits_left(&self) -> usize {
+        match self {
+            Self::Limit(permits) | Self::Shed(permits) => permits.available_permits(),
+            Self::Plain | Self::Buffer | Self::Rate => PERMITS,
         }
     }
 }
@@ -294,14 +368,14 @@ impl Call {
         let ended = timeout(self.deadline, scene.client.clone().oneshot(self.request())).await;
         let took = began.elapsed();
         let sent = scene.probe.take(self.id);
-        if had_token {
+        if had_token && scene.stack.is_always_ready() {
             let at_once = sent.first == Some(began);
             scene.trace.promise(at_once, format_args!("request {} waited, with a token at hand", self.id));
         }
         let Ok(result) = ended else { return };
         let waited = took.saturating_sub(sent.in_api);
         scene.trace.promise(
-            waited <= MAX_WAIT + GRACE,
+            waited <= MAX_WAIT + GRACE || !scene.stack.is_always_ready(),
             format_args!("request {} waited for {waited:?} beside the API", self.id),
         );
         let mut tally = scene.tally.lock().unwrap();

@@ -48,6 +48,8 @@ struct Inner {
     unlucky: Mutex<(u8, Option<Instant>)>,
     seen: Mutex<Seen>,
     trace: Trace,
+    /// Whether a request is sent when it is given its token.
+    is_at_once: bool,
 }
 
 /// Everything that was seen on the way to APSIS One and back.
@@ -97,9 +99,9 @@ impl AddAssign for Counts {
 }
 
 impl Probe {
-    pub(crate) fn new(seed: u64, apsis: Emulator, wall: Wall, trace: Trace) -> Self {
+    pub(crate) fn new(seed: u64, apsis: Emulator, wall: Wall, trace: Trace, is_at_once: bool) -> Self {
         let (panics, unlucky) = (AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace }))
+        Self(Arc::new(Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace, is_at_once }))
     }
 
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -276,7 +278,8 @@ impl Probe {
         };
         let mut seen = self.seen();
         match seen.tokens.get(token) {
-            Some(issued) => self.check_age(id, issued),
+            Some(issued) if self.0.is_at_once => self.check_age(id, issued),
+            Some(_) => {}
             None => trace.broken(format_args!("request {id} was sent with a token that nobody issued")),
         }
         let sent = seen.requests.entry(id).or_default();
