@@ -5,7 +5,9 @@
 mod capacity;
 mod clients;
 mod ear;
+mod faults;
 mod requests;
+mod soak;
 mod stacks;
 
 use std::{
