@@ -16,5 +16,7 @@ mod stacks;
 mod support;
 mod token_endpoint;
 mod types;
+#[path = "../undecided/mod.rs"]
+mod undecided;
 mod valid_token;
 mod wiped;

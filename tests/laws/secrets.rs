@@ -34,11 +34,13 @@ use tracing::{
     field::{Field, Visit},
     span,
     subscriber::DefaultGuard,
-    subscriber::Interest,
 };
 use tracing_subscriber::fmt::format::FmtSpan;
 
-use crate::support::{BASE, Curious, World, every_path, get, keyspaces, limited, on_a_thread, once, send};
+use crate::{
+    support::{BASE, Curious, World, every_path, get, keyspaces, limited, on_a_thread, once, send},
+    undecided,
+};
 
 /// Part of the secret and of every token here, and of nothing else.
 const CANARY: &str = "cAnary";
@@ -942,10 +944,8 @@ impl Journal {
                 });
                 before(panic);
             }));
-            // What is of interest is remembered for all threads. With a single subscriber alive it is decided by whichever
-            // thread comes first, be it one that listens to nothing.
-            tracing::subscriber::set_global_default(Undecided).unwrap();
         });
+        undecided::install();
         let pages = Arc::<Mutex<Pages>>::default();
         PANICS.set(Some(Arc::clone(&pages)));
         let listening = tracing::subscriber::set_default(Ear { pages: Arc::clone(&pages), inside: Mutex::default() });
@@ -1035,33 +1035,6 @@ impl Visit for Said {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.fields.insert(field.name(), format!("{value:?}"));
     }
-}
-
-/// Asked each time, and never interested.
-struct Undecided;
-
-impl Subscriber for Undecided {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::sometimes()
-    }
-
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        false
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, _: &Event<'_>) {}
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }
 
 impl Subscriber for Ear {

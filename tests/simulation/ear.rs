@@ -3,7 +3,7 @@
 use std::{
     fmt::{Debug, Write},
     sync::{
-        Arc, Once, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -12,10 +12,10 @@ use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
     span,
-    subscriber::{DefaultGuard, Interest},
+    subscriber::DefaultGuard,
 };
 
-use crate::{luck::OPAQUE, probe::Trace};
+use crate::{luck::OPAQUE, probe::Trace, undecided};
 
 /// Hears every span and event of every target at every level, on this thread.
 pub(crate) struct Ear {
@@ -27,10 +27,7 @@ pub(crate) struct Ear {
 impl Ear {
     /// Until the guard is dropped. It counts what is said.
     pub(crate) fn listening(secret: &Arc<OnceLock<String>>, said: &Arc<AtomicU64>, trace: &Trace) -> DefaultGuard {
-        static ONCE: Once = Once::new();
-        // What is of interest is remembered for all threads. With a single subscriber alive it is decided by whichever
-        // thread comes first, be it one that listens to nothing.
-        ONCE.call_once(|| tracing::subscriber::set_global_default(Undecided).unwrap());
+        undecided::install();
         tracing::subscriber::set_default(Self {
             secret: Arc::clone(secret),
             said: Arc::clone(said),
@@ -81,31 +78,4 @@ impl Visit for Said {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         write!(self.0, " {field}={value:?}").unwrap();
     }
-}
-
-/// Asked each time, and never interested.
-struct Undecided;
-
-impl Subscriber for Undecided {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::sometimes()
-    }
-
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        false
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, _: &Event<'_>) {}
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }

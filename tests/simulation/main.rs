@@ -17,6 +17,8 @@ mod ear;
 mod life;
 mod luck;
 mod probe;
+#[path = "../undecided/mod.rs"]
+mod undecided;
 
 use std::{
     env,

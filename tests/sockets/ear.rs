@@ -2,15 +2,17 @@
 
 use std::{
     fmt::{Debug, Write},
-    sync::{Arc, Mutex, Once},
+    sync::{Arc, Mutex},
 };
 
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
     span,
-    subscriber::{DefaultGuard, Interest},
+    subscriber::DefaultGuard,
 };
+
+use crate::undecided;
 
 /// Hears every span and event of every target at every level, on the thread that listens.
 #[derive(Clone, Default)]
@@ -18,10 +20,7 @@ pub(crate) struct Ear(Arc<Mutex<Vec<String>>>);
 
 impl Ear {
     pub(crate) fn listening() -> (Self, DefaultGuard) {
-        static ONCE: Once = Once::new();
-        // What is of interest is remembered for all threads. With a single subscriber alive it is decided by whichever
-        // thread comes first, be it one that listens to nothing.
-        ONCE.call_once(|| tracing::subscriber::set_global_default(Undecided).unwrap());
+        undecided::install();
         let ear = Self::default();
         (ear.clone(), tracing::subscriber::set_default(ear))
     }
@@ -70,31 +69,4 @@ impl Visit for Said {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         write!(self.0, " {field}={value:?}").unwrap();
     }
-}
-
-/// Asked each time, and never interested.
-struct Undecided;
-
-impl Subscriber for Undecided {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::sometimes()
-    }
-
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        false
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, _: &Event<'_>) {}
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }

@@ -9,6 +9,8 @@ mod faults;
 mod requests;
 mod soak;
 mod stacks;
+#[path = "../undecided/mod.rs"]
+mod undecided;
 
 use std::{
     convert::Infallible,
