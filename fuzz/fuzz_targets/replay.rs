@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../../tests/properties/replay.rs"]
+mod property;
+
+libfuzzer_sys::fuzz_target!(|input: property::Input<'_>| property::check(&input));
