@@ -199,8 +199,9 @@ fn issued(text: &[u8], date: Option<&str>) -> Option<(String, Duration)> {
         }
         _ => answer["expires_in"].as_f64().unwrap_or(300.0),
     };
-    // Dead at birth, and refused for it.
-    let lifetime = Duration::try_from_secs_f64(lifetime).ok()?.min(seconds(7 * 86400));
+    // What is dead at birth is refused. If it is the token at hand, it stays in use as it was measured before.
+    let lifetime = Duration::try_from_secs_f64(lifetime).ok().filter(|lifetime| !lifetime.is_zero())?;
+    let lifetime = lifetime.min(seconds(7 * 86400));
     Some((format!("Bearer {token}"), lifetime))
 }
 
