@@ -1,7 +1,8 @@
 //! Bad luck, as much as there is: many callers, a token endpoint and an API that misbehave at random, clocks that jump,
 //! machines that sleep, runtimes that die. After each step the promises are checked.
 //!
-//! A seed says all that happens, so what failed once fails again, with a trace of what came before:
+//! A seed says all that happens, so what failed once fails again, with a trace of what came before. With a queue beneath the
+//! layer it may take a few tries: who goes first of those woken together is up to tokio.
 //!
 //! ```text
 //! SIMULATION_SEED=7 cargo test --all-features --test simulation -- --nocapture
