@@ -18,17 +18,17 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::Semaphore,
     task::JoinSet,
     time::{Instant, advance, sleep, timeout},
 };
-use tower::{BoxError, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit, util::BoxCloneSyncService};
+use tower::{ServiceExt, timeout::error::Elapsed};
 
 use crate::{
     ear::Ear,
     luck::{self, Blow, OPAQUE},
-    probe::{Api, Counts, ID, Probe, Trace, Wall},
+    probe::{Counts, ID, Probe, Trace, Wall},
     seconds,
+    stacks::{Above, Beneath, Client, PERMITS},
 };
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -70,24 +70,12 @@ struct Scene {
     apsis: Emulator,
     wall: Wall,
     probe: Probe,
-    stack: Stack,
+    above: Above,
+    beneath: Beneath,
     client: Client,
     handle: TokenHandle,
     tally: Arc<Mutex<Tally>>,
     trace: Trace,
-}
-
-type Client = BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
-
-/// Law 27: what stands between the layer and the API.
-#[derive(Clone, Debug)]
-enum Stack {
-    /// Always ready.
-    Plain,
-    Limit(Arc<Semaphore>),
-    Shed(Arc<Semaphore>),
-    Buffer,
-    Rate,
 }
 
 /// What became of the callers.
@@ -124,7 +112,7 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
     let (started, mut runtimes) = (runtime.block_on(life.begin()), 1);
     for _ in 0..STEPS {
         if let Blow::RuntimeDies = runtime.block_on(life.step())
-            && life.scene.stack.outlives_a_runtime()
+            && life.scene.beneath.outlives_a_runtime()
         {
             runtime = life.die(runtime, in_step_with(started, runtimes));
             runtimes += 1;
@@ -221,11 +209,11 @@ impl Life {
     /// The last handle is dropped.
     async fn end(mut self) {
         self.callers.shutdown().await;
-        let Scene { apsis, probe, stack, client, handle, tally, trace, .. } = self.scene;
+        let Scene { apsis, probe, beneath, client, handle, tally, trace, .. } = self.scene;
         drop((client, handle));
         // A flight that nobody waits for hears of it.
         sleep(Duration::from_millis(1)).await;
-        trace.promise(stack.permits_left() == PERMITS, format_args!("{} permits are left", stack.permits_left()));
+        trace.promise(beneath.permits_left() == PERMITS, format_args!("{} permits are left", beneath.permits_left()));
 
         let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
         let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
@@ -242,9 +230,9 @@ impl Scene {
     fn new(seed: u64, rng: &mut Rng, trace: &Trace) -> Self {
         let (apsis, wall) = (Emulator::new(), Wall::new());
         apsis.set_api_limit(10_000);
-        let stack = Stack::draw(rng);
-        trace.add(format_args!("{stack:?}"));
-        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), stack.sends_at_once());
+        let (above, beneath) = (Above::draw(rng), Beneath::draw(rng));
+        trace.add(format_args!("{above:?} above, {beneath:?} beneath"));
+        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), beneath.sends_at_once());
         let key = apsis.api_key();
         let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
         let (now, random) = (wall.clone(), Mutex::new(rng.fork()));
@@ -254,8 +242,8 @@ impl Scene {
             .random(move || random.lock().unwrap().f64())
             .build()
             .unwrap();
-        let (client, handle) = (stack.client(&layer, Api(probe.clone())), layer.handle());
-        Self { apsis, wall, probe, stack, client, handle, tally: Arc::default(), trace: trace.clone() }
+        let (client, handle) = (above.client(&layer, &beneath, &probe), layer.handle());
+        Self { apsis, wall, probe, above, beneath, client, handle, tally: Arc::default(), trace: trace.clone() }
     }
 
     /// What people read of an error, and what programs print of the layer.
@@ -265,61 +253,6 @@ impl Scene {
         let printed = format!("{words} {error:?} {:?} {:?}", self.handle, self.handle.snapshot());
         for secret in ["eyJ", OPAQUE, self.apsis.api_key().client_secret()] {
             self.trace.promise(!printed.contains(secret), format_args!("a secret is printed: {printed}"));
-        }
-    }
-}
-
-const PERMITS: usize = 3;
-
-impl Stack {
-    fn draw(rng: &mut Rng) -> Self {
-        let permits = Arc::new(Semaphore::new(PERMITS));
-        match rng.u8(..10) {
-            0..6 => Self::Plain,
-            6 => Self::Limit(permits),
-            7 => Self::Shed(permits),
-            8 => Self::Buffer,
-            _ => Self::Rate,
-        }
-    }
-
-    /// Boxed, so that it goes into tasks whatever is beneath.
-    fn client(&self, layer: &ApsisAuthLayer, api: Api) -> Client {
-        let stack = ServiceBuilder::new().layer(layer.clone());
-        match self {
-            Self::Plain => BoxCloneSyncService::new(stack.service(api)),
-            Self::Limit(permits) => {
-                let limited = ConcurrencyLimit::with_semaphore(api, Arc::clone(permits));
-                BoxCloneSyncService::new(stack.service(limited))
-            }
-            Self::Shed(permits) => {
-                let limited = ConcurrencyLimit::with_semaphore(api, Arc::clone(permits));
-                BoxCloneSyncService::new(stack.load_shed().service(limited))
-            }
-            Self::Buffer => BoxCloneSyncService::new(stack.buffer(2).service(api)),
-            Self::Rate => BoxCloneSyncService::new(stack.buffer(2).rate_limit(5, seconds(1)).service(api)),
-        }
-    }
-
-    /// Whoever has a token has nothing else to wait for.
-    fn is_always_ready(&self) -> bool {
-        matches!(self, Self::Plain)
-    }
-
-    /// In a buffer, a request that has its token waits for its turn.
-    fn sends_at_once(&self) -> bool {
-        !matches!(self, Self::Buffer | Self::Rate)
-    }
-
-    /// A buffer's task dies with its runtime.
-    fn outlives_a_runtime(&self) -> bool {
-        !matches!(self, Self::Buffer | Self::Rate)
-    }
-
-    fn permits_left(&self) -> usize {
-        match self {
-            Self::Limit(permits) | Self::Shed(permits) => permits.available_permits(),
-            Self::Plain | Self::Buffer | Self::Rate => PERMITS,
         }
     }
 }
@@ -368,16 +301,22 @@ impl Call {
         let ended = timeout(self.deadline, scene.client.clone().oneshot(self.request())).await;
         let took = began.elapsed();
         let sent = scene.probe.take(self.id);
-        if had_token && scene.stack.is_always_ready() {
+        if had_token && scene.beneath.is_always_ready() {
             let at_once = sent.first == Some(began);
             scene.trace.promise(at_once, format_args!("request {} waited, with a token at hand", self.id));
         }
         let Ok(result) = ended else { return };
+        let calls = u32::try_from(sent.calls.len()).unwrap();
+        scene.trace.promise(calls <= scene.above.calls(), format_args!("request {} became {calls}", self.id));
         let waited = took.saturating_sub(sent.in_api);
         scene.trace.promise(
-            waited <= MAX_WAIT + GRACE || !scene.stack.is_always_ready(),
-            format_args!("request {} waited for {waited:?} beside the API", self.id),
+            waited <= calls * (MAX_WAIT + GRACE) || !scene.beneath.is_always_ready(),
+            format_args!("request {} waited for {waited:?} beside the API, in {calls} calls", self.id),
         );
+        if matches!(&result, Err(error) if error.is::<Elapsed>()) {
+            // Dropped where it was, by the layer above.
+            return;
+        }
         let mut tally = scene.tally.lock().unwrap();
         tally.at_once += u64::from(had_token);
         tally.writes_ended += u64::from(self.route == Route::Write);
@@ -416,9 +355,10 @@ impl Lived {
     /// Whether enough happened for the promises to have been put to the test.
     pub(crate) fn is_eventful(&self) -> bool {
         let Tally { served, refused, without_token, failed, at_once, writes_accepted, .. } = self.tally;
-        let Counts { attempts, replays, .. } = self.counts;
-        let all = [served, refused, without_token, failed, at_once, writes_accepted, attempts, replays, self.said];
-        all.iter().all(|&count| count > 100) && self.runtimes > 50
+        let Counts { attempts, replays, repeats, strangers, .. } = self.counts;
+        let callers = [served, refused, without_token, failed, at_once, writes_accepted];
+        let all = callers.into_iter().chain([attempts, replays, repeats, self.said]);
+        all.min() > Some(100) && self.runtimes > 50 && strangers > 10
     }
 }
 

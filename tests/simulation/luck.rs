@@ -138,6 +138,7 @@ fn token_answer(rng: &mut Rng) -> Answer {
 /// What goes wrong with a request to the API.
 pub(crate) enum Misfortune {
     Says(StatusCode, Duration),
+    Redirects(StatusCode, &'static str),
     Closes,
     SaysNothing,
 }
@@ -154,13 +155,22 @@ impl Misfortune {
             StatusCode::PAYLOAD_TOO_LARGE,
             StatusCode::NOT_FOUND,
         ];
+        const REDIRECTS: [StatusCode; 2] = [StatusCode::TEMPORARY_REDIRECT, StatusCode::SEE_OTHER];
+        const PLACES: [&str; 5] = [
+            "https://api.apsis.one/audience/keyspaces",
+            "/audience/sections",
+            "https://api.apsis.example/audience/keyspaces",
+            "https://api.apsis.one:8443/audience/keyspaces",
+            "http://api.apsis.one/audience/keyspaces",
+        ];
         match rng.u8(..10) {
-            0..8 => {
+            0..6 => {
                 let delay = if rng.u8(..4) == 0 { seconds(rng.u64(..20)) } else { Duration::ZERO };
                 Self::Says(*pick(rng, &STATUSES), delay)
             }
-            8 => Self::Closes,
-            _ => Self::SaysNothing,
+            6 => Self::Closes,
+            7 => Self::SaysNothing,
+            _ => Self::Redirects(*pick(rng, &REDIRECTS), PLACES[rng.usize(..PLACES.len())]),
         }
     }
 }

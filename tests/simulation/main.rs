@@ -18,6 +18,7 @@ mod ear;
 mod life;
 mod luck;
 mod probe;
+mod stacks;
 #[path = "../undecided/mod.rs"]
 mod undecided;
 
@@ -64,7 +65,7 @@ fn a_seed_says_all_that_happens() {
         trace.lines()
     };
     // Who wait for the same token go on in an order that nobody sets, and where they wait for a permit, that matters.
-    let plain = (0..).map(|seed| (seed, lines(seed))).filter(|(_, lines)| lines[0].ends_with("Plain"));
+    let plain = (0..).map(|seed| (seed, lines(seed))).filter(|(_, lines)| lines[0].ends_with("Plain beneath"));
     for (seed, first) in plain.take(5) {
         let second = lines(seed);
         assert!(first.len() > 100, "{first:#?}");

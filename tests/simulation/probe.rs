@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt::Display,
-    future::pending,
+    future::{pending, ready},
     ops::AddAssign,
     panic::resume_unwind,
     sync::{
@@ -19,8 +19,8 @@ use apsis_auth::emulator::Emulator;
 use bytes::Bytes;
 use fastrand::Rng;
 use http::{
-    Request, Response, StatusCode,
-    header::{AUTHORIZATION, DATE},
+    Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, DATE, LOCATION},
 };
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
@@ -33,8 +33,10 @@ use crate::{
     seconds,
 };
 
-/// The number of a request, in a header field of its own.
+/// The number of a caller's request, in a header field of its own.
 pub(crate) const ID: &str = "x-id";
+/// How often the layer was called with it: what stands above may call it again.
+const CALL: &str = "x-call";
 
 #[derive(Clone)]
 pub(crate) struct Probe(Arc<Inner>);
@@ -69,6 +71,10 @@ pub(crate) struct Counts {
     pub(crate) attempts: u64,
     pub(crate) sends: u64,
     pub(crate) replays: u64,
+    /// Calls of the layer by what stands above it, beyond the first.
+    pub(crate) repeats: u64,
+    /// Requests to another origin, by a redirect.
+    pub(crate) strangers: u64,
     /// Writes that the API said yes to.
     pub(crate) accepted: u64,
 }
@@ -83,7 +89,8 @@ struct Issued {
 #[derive(Clone, Default)]
 pub(crate) struct Sent {
     pub(crate) first: Option<Instant>,
-    tokens: Vec<String>,
+    /// For each call of the layer, those it sent.
+    pub(crate) calls: Vec<Vec<String>>,
     /// How long the API took for its answers.
     pub(crate) in_api: Duration,
     pub(crate) accepted: u32,
@@ -94,6 +101,8 @@ impl AddAssign for Counts {
         self.attempts += other.attempts;
         self.sends += other.sends;
         self.replays += other.replays;
+        self.repeats += other.repeats;
+        self.strangers += other.strangers;
         self.accepted += other.accepted;
     }
 }
@@ -121,6 +130,18 @@ impl Probe {
     /// All that a request was sent by, once it is over.
     pub(crate) fn take(&self, id: u64) -> Sent {
         self.seen().requests.remove(&id).unwrap_or_default()
+    }
+
+    /// The layer is called with this. Each time is counted apart.
+    pub(crate) fn begin_call(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        let mut seen = self.seen();
+        let calls = &mut seen.requests.entry(number(&request, ID)).or_default().calls;
+        request.headers_mut().insert(CALL, calls.len().into());
+        calls.push(Vec::new());
+        let is_repeated = calls.len() > 1;
+        seen.counts.repeats += u64::from(is_repeated);
+        drop(seen);
+        request
     }
 
     /// The way of token requests.
@@ -220,8 +241,11 @@ impl Service<Request<Full<Bytes>>> for Api {
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         let probe = self.0.clone();
-        let id = request.headers()[ID].to_str().unwrap().parse().unwrap();
-        let times = probe.send(id, &request);
+        if !is_at_home(request.uri()) {
+            return Box::pin(ready(Ok(probe.answer_elsewhere(&request))));
+        }
+        let id = number(&request, ID);
+        let times = probe.send(id, number(&request, CALL), &request);
         Box::pin(async move {
             let sent = Instant::now();
             let answer = probe.answer(id, times, request).await;
@@ -239,7 +263,23 @@ impl Service<Request<Full<Bytes>>> for Api {
     }
 }
 
+fn number(request: &Request<Full<Bytes>>, name: &str) -> u64 {
+    request.headers()[name].to_str().unwrap().parse().unwrap()
+}
+
+fn is_at_home(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https") && uri.authority().is_some_and(|authority| authority == "api.apsis.one")
+}
+
 impl Probe {
+    /// Where nobody is to see a token.
+    fn answer_elsewhere(&self, request: &Request<Full<Bytes>>) -> Response<Full<Bytes>> {
+        let has_token = request.headers().contains_key(AUTHORIZATION);
+        self.0.trace.promise(!has_token, format_args!("{} was sent a token", request.uri()));
+        self.seen().counts.strangers += 1;
+        Response::new(Full::default())
+    }
+
     /// What the API answers, or what goes wrong.
     ///
     /// Waiters of one flight go on in an order that nobody sets. So that a seed always decides the same, that is up to the
@@ -264,13 +304,17 @@ impl Probe {
                 sleep(delay).await;
                 Ok(Response::builder().status(status).body(Full::default()).unwrap())
             }
+            Some(Misfortune::Redirects(status, place)) => {
+                let answer = Response::builder().status(status).header(LOCATION, place);
+                Ok(answer.body(Full::default()).unwrap())
+            }
             Some(Misfortune::Closes) => Err("the connection is lost".into()),
             Some(Misfortune::SaysNothing) => pending().await,
         }
     }
 
     /// Looks whether the request may be sent as it is. How often it was sent, then.
-    fn send(&self, id: u64, request: &Request<Full<Bytes>>) -> usize {
+    fn send(&self, id: u64, call: u64, request: &Request<Full<Bytes>>) -> usize {
         let trace = &self.0.trace;
         let token = request.headers().get(AUTHORIZATION);
         let Some(token) = token.filter(|token| token.is_sensitive()).and_then(|token| token.to_str().ok()) else {
@@ -285,16 +329,15 @@ impl Probe {
         }
         let sent = seen.requests.entry(id).or_default();
         sent.first.get_or_insert(Instant::now());
-        trace.promise(
-            !sent.tokens.iter().any(|before| before == token),
-            format_args!("{id} was sent twice with one token"),
-        );
-        sent.tokens.push(token.to_owned());
-        let times = sent.tokens.len();
+        let tokens = &mut sent.calls[usize::try_from(call).unwrap()];
+        trace.promise(!tokens.iter().any(|before| before == token), format_args!("{id} was sent twice with one token"));
+        tokens.push(token.to_owned());
+        let times = tokens.len();
         trace.promise(times <= 2, format_args!("request {id} was sent {times} times"));
+        let in_all = sent.calls.iter().map(Vec::len).sum();
         seen.counts.sends += 1;
         seen.counts.replays += u64::from(times == 2);
-        times
+        in_all
     }
 
     fn check_age(&self, id: u64, issued: &Issued) {
