@@ -805,7 +805,7 @@ async fn fifty_processes_are_served_within_twenty_minutes_and_refresh_apart() {
                 for process in &fleet {
                     call(process.clone()).await.unwrap();
                 }
-                sleep(MINUTE).await;
+                sleep(2 * MINUTE).await;
             }
             let refreshes = attempts.all();
             assert_eq!(refreshes.len(), PROCESSES);

@@ -106,10 +106,10 @@ async fn a_second_rejection_is_returned_after_exactly_two_sends_with_two_tokens(
 async fn no_call_is_sent_twice_with_one_token_nor_three_times() {
     limited(async {
         let mut replays = 0;
-        for seed in 0..300 {
+        for seed in 0..100 {
             replays += random_traffic(seed).await;
         }
-        assert!(replays > 1_000, "only {replays} replays: the traffic proves little");
+        assert!(replays > 300, "only {replays} replays: the traffic proves little");
     })
     .await;
 }

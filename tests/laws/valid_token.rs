@@ -296,7 +296,7 @@ async fn the_due_moment_is_drawn_once_for_a_token_however_many_requests_there_ar
 #[tokio::test(start_paused = true)]
 async fn the_due_moments_of_a_fleet_are_spread_over_the_whole_interval() {
     limited(async {
-        for seed in 0..20 {
+        for seed in 0..5 {
             let world = World::new();
             world.apsis.set_token_limit(1_000);
             let rng = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
