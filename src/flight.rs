@@ -125,7 +125,7 @@ impl Flight {
             FailureKind::Transient(_) => failure.retry_after.unwrap_or_default(),
         };
         // Nobody who waits now would see its end. They are told at once, and when to come back.
-        if asked_for > limits.max_wait {
+        if asked_for >= limits.max_wait {
             return None;
         }
         let pause = asked_for.max(backoff::between_attempts(failed, clock.draw()));

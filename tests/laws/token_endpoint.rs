@@ -277,6 +277,12 @@ async fn a_wait_that_fits_into_the_flight_and_not_into_the_patience_of_its_calle
             token.get().await.unwrap();
             assert_eq!(world.token_requests(), 2);
         }
+        // Nor one that ends with it.
+        let world = World::new();
+        world.apsis.script_token_answers([Answer::status(StatusCode::SERVICE_UNAVAILABLE).header("retry-after", "20")]);
+        let token = world.builder().max_wait(20 * SECOND).build().unwrap().handle();
+        let (error, took) = timed(token.get()).await;
+        assert_eq!((retry_in(&error.unwrap_err()), took), (20 * SECOND, Duration::ZERO));
     })
     .await;
 }
