@@ -125,3 +125,13 @@ impl fmt::Debug for HttpsTransport {
         f.debug_struct("HttpsTransport").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_says_what_it_is() {
+        assert_eq!(format!("{:?}", HttpsTransport::plain()), "HttpsTransport { .. }");
+    }
+}

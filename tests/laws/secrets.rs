@@ -478,6 +478,31 @@ async fn the_header_is_sensitive_in_the_first_request_and_in_the_replay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_printed_says_what_it_is() {
+    limited(async {
+        let world = World::new();
+        let (builder, layer) = (world.builder(), world.layer());
+        let token = layer.handle().get().await.unwrap();
+        world.apsis.script_token_answers([Answer::status(StatusCode::UNAUTHORIZED)]);
+        let error = layer.handle().renew().await.unwrap_err();
+        let id = format!("ClientCredentials {{ id: {:?}, .. }}", world.apsis.api_key().client_id());
+        for (printed, parts) in [
+            (format!("{builder:?}"), &["ApsisAuthBuilder {", &id, "https://api.apsis.one", "Rule", "Clock {"][..]),
+            (format!("{layer:?}"), &["ApsisAuthLayer {", "Shared {", "TokenCache {", "Token { generation: 1, .. }"]),
+            (format!("{:?}", layer.layer(())), &["ApsisAuth {", "Token { generation: 1, .. }"]),
+            (format!("{:?}", layer.handle()), &["TokenHandle {", "Token { generation: 1, .. }"]),
+            (format!("{token:?}"), &["AccessToken { generation: 1, .. }"]),
+            (format!("{error:?}"), &["Refused {", "retry_at: in 30s"]),
+        ] {
+            for part in parts {
+                assert!(printed.contains(part), "{part}: {printed}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_header_of_a_handles_token_is_sensitive() {
     limited(async {
         let account = Emulator::new();
