@@ -5,7 +5,10 @@ use std::{
     iter::successors,
     ops::AddAssign,
     pin::Pin,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::{
     runtime::{Builder, Runtime},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, advance, sleep, timeout},
 };
 use tower::{ServiceExt, timeout::error::Elapsed};
@@ -51,7 +54,7 @@ const STEPS: usize = 150;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lived {
     pub(crate) time: Duration,
-    runtimes: u64,
+    deaths: u64,
     said: u64,
     counts: Counts,
     tally: Tally,
@@ -75,6 +78,8 @@ struct Scene {
     client: Client,
     handle: TokenHandle,
     tally: Arc<Mutex<Tally>>,
+    /// A runtime died or a transport panicked, so a flight may have ended without an answer.
+    was_interrupted: Arc<AtomicBool>,
     trace: Trace,
 }
 
@@ -109,13 +114,13 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
         secret.set(scene.apsis.api_key().client_secret().to_owned()).unwrap();
         Life { rng, scene, callers: JoinSet::new(), spawned: 0 }
     });
-    let (started, mut runtimes) = (runtime.block_on(life.begin()), 1);
+    let (started, mut deaths) = (runtime.block_on(life.begin()), 0);
     for _ in 0..STEPS {
         if let Blow::RuntimeDies = runtime.block_on(life.step())
             && life.scene.beneath.outlives_a_runtime()
         {
-            runtime = life.die(runtime, in_step_with(started, runtimes));
-            runtimes += 1;
+            deaths += 1;
+            runtime = life.die(runtime, in_step_with(started, deaths));
         }
         trace.assert_kept();
     }
@@ -125,7 +130,7 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
     runtime.block_on(life.end());
     assert_eq!(runtime.metrics().num_alive_tasks(), 0, "a task is left");
     trace.assert_kept();
-    Lived { time, runtimes, said: said.load(Ordering::Relaxed), counts, tally }
+    Lived { time, deaths, said: said.load(Ordering::Relaxed), counts, tally }
 }
 
 impl Life {
@@ -144,14 +149,24 @@ impl Life {
             Blow::Callers(callers) => (0..callers).for_each(|_| self.call()),
             Blow::ForcedRenewal => self.force(),
             Blow::Cancellation => self.cancel(),
-            Blow::TransportPanics => self.scene.probe.panic_once(),
+            Blow::TransportPanics => {
+                self.scene.was_interrupted.store(true, Ordering::Relaxed);
+                self.scene.probe.panic_once();
+            }
             Blow::WallJumps(by) | Blow::MachineSleeps(by) => self.scene.wall.jump(by),
             Blow::ApiMisbehaves(of_hundred, lasts) => self.scene.probe.misbehave(of_hundred, lasts),
             Blow::RuntimeDies | Blow::Apsis(_) => {}
         }
         sleep(luck::pause(&mut self.rng)).await;
-        while self.callers.try_join_next().is_some() {}
+        self.hear_of_those_who_ended();
         blow
+    }
+
+    /// A panic stays in its task, and is looked for here.
+    fn hear_of_those_who_ended(&mut self) {
+        while let Some(ended) = self.callers.try_join_next() {
+            self.scene.hear_of(&ended);
+        }
     }
 
     fn call(&mut self) {
@@ -177,6 +192,8 @@ impl Life {
     /// All that runs goes with its runtime, callers and a flight under way. The next one goes on at the same time.
     fn die(&mut self, runtime: Runtime, next: Runtime) -> Runtime {
         let now = runtime.block_on(async { Instant::now() });
+        self.scene.was_interrupted.store(true, Ordering::Relaxed);
+        self.hear_of_those_who_ended();
         self.callers = JoinSet::new();
         drop(runtime);
         next.block_on(async { advance(now.saturating_duration_since(Instant::now())).await });
@@ -208,7 +225,10 @@ impl Life {
 
     /// The last handle is dropped.
     async fn end(mut self) {
-        self.callers.shutdown().await;
+        self.callers.abort_all();
+        while let Some(ended) = self.callers.join_next().await {
+            self.scene.hear_of(&ended);
+        }
         let Scene { apsis, probe, beneath, client, handle, tally, trace, .. } = self.scene;
         drop((client, handle));
         // A flight that nobody waits for hears of it.
@@ -243,11 +263,29 @@ impl Scene {
             .build()
             .unwrap();
         let (client, handle) = (above.client(&layer, &beneath, &probe), layer.handle());
-        Self { apsis, wall, probe, above, beneath, client, handle, tally: Arc::default(), trace: trace.clone() }
+        Self {
+            apsis,
+            wall,
+            probe,
+            above,
+            beneath,
+            client,
+            handle,
+            tally: Arc::default(),
+            was_interrupted: Arc::default(),
+            trace: trace.clone(),
+        }
+    }
+
+    fn hear_of(&self, ended: &Result<(), JoinError>) {
+        let panicked = ended.as_ref().is_err_and(JoinError::is_panic);
+        self.trace.promise(!panicked, format_args!("a caller panicked: {ended:?}"));
     }
 
     /// What people read of an error, and what programs print of the layer.
     fn check_words(&self, error: &AuthError) {
+        let is_explained = self.was_interrupted.load(Ordering::Relaxed) || !matches!(error, AuthError::Interrupted);
+        self.trace.promise(is_explained, "a flight ended without an answer, and nothing was wrong");
         let chain = successors(Some(error as &dyn Error), |&error| error.source());
         let words = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         let printed = format!("{words} {error:?} {:?} {:?}", self.handle, self.handle.snapshot());
@@ -305,7 +343,6 @@ impl Call {
             let at_once = sent.first == Some(began);
             scene.trace.promise(at_once, format_args!("request {} waited, with a token at hand", self.id));
         }
-        let Ok(result) = ended else { return };
         let calls = u32::try_from(sent.calls.len()).unwrap();
         scene.trace.promise(calls <= scene.above.calls(), format_args!("request {} became {calls}", self.id));
         let waited = took.saturating_sub(sent.in_api);
@@ -313,10 +350,16 @@ impl Call {
             waited <= calls * (MAX_WAIT + GRACE) || !scene.beneath.is_always_ready(),
             format_args!("request {} waited for {waited:?} beside the API, in {calls} calls", self.id),
         );
+        let Ok(result) = ended else { return };
         if matches!(&result, Err(error) if error.is::<Elapsed>()) {
             // Dropped where it was, by the layer above.
             return;
         }
+        let heard_yes = matches!(&result, Ok(answer) if answer.status() == StatusCode::CREATED);
+        scene.trace.promise(
+            heard_yes == (sent.accepted == 1),
+            format_args!("request {} was accepted {} times, and its caller heard {result:?}", self.id, sent.accepted),
+        );
         let mut tally = scene.tally.lock().unwrap();
         tally.at_once += u64::from(had_token);
         tally.writes_ended += u64::from(self.route == Route::Write);
@@ -358,14 +401,14 @@ impl Lived {
         let Counts { attempts, replays, repeats, strangers, .. } = self.counts;
         let callers = [served, refused, without_token, failed, at_once, writes_accepted];
         let all = callers.into_iter().chain([attempts, replays, repeats, self.said]);
-        all.min() > Some(100) && self.runtimes > 50 && strangers > 10
+        all.min() > Some(100) && self.deaths > 50 && strangers > 10
     }
 }
 
 impl AddAssign for Lived {
     fn add_assign(&mut self, other: Self) {
         self.time += other.time;
-        self.runtimes += other.runtimes;
+        self.deaths += other.deaths;
         self.said += other.said;
         self.counts += other.counts;
         self.tally += other.tally;

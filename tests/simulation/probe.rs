@@ -61,6 +61,7 @@ pub(crate) struct Seen {
     attempts: Vec<Instant>,
     under_way: usize,
     tokens: HashMap<String, Issued>,
+    latest_token: String,
     requests: HashMap<u64, Sent>,
     pub(crate) counts: Counts,
 }
@@ -80,6 +81,8 @@ pub(crate) struct Counts {
 }
 
 struct Issued {
+    /// Counted up when another one comes. What was another's in between is a new one, be it the same text.
+    generation: u64,
     asked: Instant,
     asked_wall: SystemTime,
     /// Until its margin.
@@ -89,11 +92,20 @@ struct Issued {
 #[derive(Clone, Default)]
 pub(crate) struct Sent {
     pub(crate) first: Option<Instant>,
-    /// For each call of the layer, those it sent.
-    pub(crate) calls: Vec<Vec<String>>,
+    /// For each call of the layer, the generations it sent.
+    pub(crate) calls: Vec<Vec<u64>>,
     /// How long the API took for its answers.
     pub(crate) in_api: Duration,
     pub(crate) accepted: u32,
+}
+
+impl Seen {
+    fn issue(&mut self, token: String, asked: Instant, asked_wall: SystemTime, usable_for: Duration) {
+        let latest = self.tokens.get(&self.latest_token).map_or(0, |issued| issued.generation);
+        let generation = latest + u64::from(token != self.latest_token);
+        self.latest_token.clone_from(&token);
+        self.tokens.insert(token, Issued { generation, asked, asked_wall, usable_for });
+    }
 }
 
 impl AddAssign for Counts {
@@ -175,7 +187,7 @@ impl Probe {
             && let Some((token, lifetime)) = issued(&text, head.headers.get(DATE).and_then(|date| date.to_str().ok()))
         {
             let usable_for = lifetime.saturating_sub(seconds(60).min(lifetime / 10));
-            self.seen().tokens.insert(token, Issued { asked, asked_wall, usable_for });
+            self.seen().issue(token, asked, asked_wall, usable_for);
         }
         Ok(Response::from_parts(head, Full::new(text)))
     }
@@ -247,11 +259,12 @@ impl Service<Request<Full<Bytes>>> for Api {
         let id = number(&request, ID);
         let times = probe.send(id, number(&request, CALL), &request);
         Box::pin(async move {
-            let sent = Instant::now();
-            let answer = probe.answer(id, times, request).await;
+            let answer = {
+                let _in_api = InApi { probe: &probe, id, since: Instant::now() };
+                probe.answer(id, times, request).await
+            };
             let mut seen = probe.seen();
             let request = seen.requests.entry(id).or_default();
-            request.in_api += sent.elapsed();
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::CREATED) && id > 0 {
                 request.accepted += 1;
                 probe.0.trace.promise(request.accepted == 1, format_args!("{id} was accepted, and sent once more"));
@@ -260,6 +273,21 @@ impl Service<Request<Full<Bytes>>> for Api {
             drop(seen);
             answer
         })
+    }
+}
+
+/// A request at the API, until it is answered or dropped.
+struct InApi<'a> {
+    probe: &'a Probe,
+    id: u64,
+    since: Instant,
+}
+
+impl Drop for InApi<'_> {
+    fn drop(&mut self) {
+        if let Some(sent) = self.probe.seen().requests.get_mut(&self.id) {
+            sent.in_api += self.since.elapsed();
+        }
     }
 }
 
@@ -322,17 +350,20 @@ impl Probe {
             return 0;
         };
         let mut seen = self.seen();
-        match seen.tokens.get(token) {
-            Some(issued) if self.0.is_at_once => self.check_age(id, issued),
-            Some(_) => {}
-            None => trace.broken(format_args!("request {id} was sent with a token that nobody issued")),
+        let Some(issued) = seen.tokens.get(token) else {
+            trace.broken(format_args!("request {id} was sent with a token that nobody issued"));
+            return 0;
+        };
+        if self.0.is_at_once {
+            self.check_age(id, issued);
         }
+        let generation = issued.generation;
         let sent = seen.requests.entry(id).or_default();
         sent.first.get_or_insert(Instant::now());
-        let tokens = &mut sent.calls[usize::try_from(call).unwrap()];
-        trace.promise(!tokens.iter().any(|before| before == token), format_args!("{id} was sent twice with one token"));
-        tokens.push(token.to_owned());
-        let times = tokens.len();
+        let generations = &mut sent.calls[usize::try_from(call).unwrap()];
+        trace.promise(!generations.contains(&generation), format_args!("{id} was sent twice with one token"));
+        generations.push(generation);
+        let times = generations.len();
         trace.promise(times <= 2, format_args!("request {id} was sent {times} times"));
         let in_all = sent.calls.iter().map(Vec::len).sum();
         seen.counts.sends += 1;
