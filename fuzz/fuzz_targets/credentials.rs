@@ -5,8 +5,8 @@ use std::{
     env,
     ffi::OsStr,
     fs,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
     sync::OnceLock,
 };
 
@@ -58,12 +58,12 @@ impl Setting<'_> {
         let (value, file) = match self {
             Self::Unset => (None, None),
             Self::Value(value) => (Some(*value), None),
-            Self::Path(path) => (None, Some(*path)),
+            Self::Path(path) => (None, Some(path.to_vec())),
             Self::File(content) => (None, Some(write(name, content))),
-            Self::Both(value) => (Some(*value), Some(*value)),
+            Self::Both(value) => (Some(*value), Some(value.to_vec())),
         };
         set(name, value);
-        set(&format!("{name}_FILE"), file);
+        set(&format!("{name}_FILE"), file.as_deref());
     }
 }
 
@@ -77,11 +77,10 @@ fn set(name: &str, value: Option<&[u8]>) {
     }
 }
 
-fn write(name: &str, content: &[u8]) -> &'static [u8] {
+fn write(name: &str, content: &[u8]) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    static PATHS: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap().keep());
-    let path = PATHS[name.len() % 3].get_or_init(|| folder.join(Path::new(name)));
-    fs::write(path, content).unwrap();
-    path.as_os_str().as_bytes()
+    let path = folder.join(name);
+    fs::write(&path, content).unwrap();
+    path.into_os_string().into_vec()
 }

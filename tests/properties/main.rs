@@ -1,7 +1,7 @@
 //! Properties of all that reads what others wrote, each for random input.
 //!
 //! Each is a function of bytes, which say what the input is. Here they are random; the fuzz targets in `fuzz` are led by what
-//! the code does with them, and run for as long as one likes. What they found is a case of its own, below each property.
+//! the code does with them, and run for as long as one likes.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
