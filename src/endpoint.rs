@@ -124,12 +124,6 @@ impl TokenEndpoint {
     }
 }
 
-impl fmt::Debug for TokenEndpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenEndpoint").field("url", &self.url).finish_non_exhaustive()
-    }
-}
-
 /// Any service that speaks HTTP, as a transport of token requests.
 pub(crate) fn transport<T, B>(service: T) -> Transport
 where

@@ -255,11 +255,9 @@ fn numeric_date(claim: Option<&Value>) -> Option<f64> {
     claim?.as_f64().filter(|seconds| seconds.is_finite())
 }
 
+/// A clock that stands before 1970 is wrong by so much that it stands at 1970 just as well.
 fn since_epoch(time: SystemTime) -> f64 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => after.as_secs_f64(),
-        Err(before) => -before.duration().as_secs_f64(),
-    }
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// `None` for zero and less. More than the longest lifetime is cut, since a `Duration` does not hold every float.
