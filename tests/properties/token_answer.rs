@@ -85,12 +85,15 @@ pub(crate) fn check(input: &Input<'_>) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let answer = input.answer();
-        let (status, body) = (answer.status(), answer.body().clone());
+        let (status, body, retry_after) = (answer.status(), answer.body().clone(), retry_after(&answer));
         let endpoint =
             service_fn(move |_: Request<Full<Bytes>>| ready(Ok::<_, Infallible>(answer.clone().map(Full::new))));
         let layer = ApsisAuthLayer::builder(ClientCredentials::new("my-id", SECRET).unwrap(), "https://api.apsis.one")
             .transport(endpoint)
-            .token_requests_per_minute(1)
+            // One attempt, and nobody waits for a second one.
+            .token_requests_per_minute(100)
+            .flight_timeout(Duration::from_secs(1))
+            .max_wait(Duration::from_secs(1))
             .wall_clock(|| SystemTime::UNIX_EPOCH + Duration::from_secs(NOW))
             .random(|| 0.5)
             .build()
@@ -104,6 +107,7 @@ pub(crate) fn check(input: &Input<'_>) {
                 assert!(status.is_success());
                 let text = token.expose_secret();
                 assert!(!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()), "{text:?}");
+                assert_eq!(token_of(&body).as_deref(), Some(text));
                 let value = token.header_value();
                 assert_eq!(value.to_str().unwrap(), format!("Bearer {text}"));
                 assert!(value.is_sensitive());
@@ -116,7 +120,8 @@ pub(crate) fn check(input: &Input<'_>) {
                 // An hour at most; and never at once, or the endpoint would be hammered.
                 if let Some(at) = error.retry_at() {
                     let wait = Instant::from_std(at).saturating_duration_since(asked);
-                    assert!((5..=3600).contains(&wait.as_secs()), "{wait:?}");
+                    let least = retry_after.unwrap_or_default().clamp(5, 900);
+                    assert!((least..=3600).contains(&wait.as_secs()), "{wait:?}, {retry_after:?}");
                 }
                 chain(error)
             }
@@ -133,6 +138,17 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     let words: Vec<_> =
         successors(Some(error), |&error| error.source()).map(|error| format!("{error} {error:?}")).collect();
     words.join(": ")
+}
+
+/// The seconds that an answer asks to wait, if it may ask for that and does so plainly.
+fn retry_after(answer: &Response<Bytes>) -> Option<u64> {
+    let status = answer.status();
+    let may_ask =
+        status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
+    let mut values = answer.headers().get_all(header::RETRY_AFTER).iter();
+    let value = values.next().filter(|_| may_ask && values.next().is_none())?.to_str().ok()?;
+    let is_plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then(|| value.parse().unwrap_or(u64::MAX))
 }
 
 /// The token, as any reader of JSON finds it.
