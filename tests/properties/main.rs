@@ -54,10 +54,13 @@ proptest! {
     }
 }
 
+/// What holds of an input that these bytes say.
+type Property = fn(&[u8]);
+
 /// Those inputs reach most of the code. The crate's package leaves them out.
 #[test]
 fn what_the_fuzz_targets_begin_with_keeps_each_property() {
-    let properties: [(&str, fn(&[u8])); 5] = [
+    let properties: [(&str, Property); 5] = [
         ("token_answer", |bytes| from_bytes(bytes).iter().for_each(token_answer::check)),
         ("base_url", |bytes| from_bytes(bytes).iter().for_each(base_url::check)),
         ("scope", |bytes| from_bytes(bytes).iter().for_each(scope::check)),

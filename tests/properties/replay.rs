@@ -92,7 +92,11 @@ pub(crate) fn check(input: &Input<'_>) {
     let sent = sent.lock().unwrap();
     let response = result.unwrap();
     match response.extensions().get() {
-        Some(AuthOutcome::Replayed) => assert_same(&sent),
+        Some(AuthOutcome::Replayed) => {
+            assert_same(&sent);
+            let data: usize = sent[0].frames.iter().map(Bytes::len).sum();
+            assert!(data <= limit, "{data} bytes are beyond {limit}");
+        }
         Some(AuthOutcome::NotReplayable) => {
             assert_eq!(sent.len(), 1);
             assert!(sent[0].cost() >= limit, "{} bytes are within {limit}", sent[0].cost());

@@ -72,6 +72,8 @@ pub(crate) fn check(input: &Input<'_>) {
     }
     assert!(!has_token || uri.authority().is_none(), "the token went to {uri}");
     let hosts: Vec<_> = headers.get_all(header::HOST).iter().collect();
+    let goes_where_the_client_is_connected = hosts.is_empty() && uri.scheme().is_none() && uri.authority().is_none();
+    assert!(has_token || !goes_where_the_client_is_connected, "no token went to {uri}");
     let names_the_api = match hosts[..] {
         [] => true,
         [host] => {
