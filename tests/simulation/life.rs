@@ -159,6 +159,7 @@ impl Life {
         }
         sleep(luck::pause(&mut self.rng)).await;
         self.hear_of_those_who_ended();
+        self.scene.check_permits();
         blow
     }
 
@@ -229,11 +230,11 @@ impl Life {
         while let Some(ended) = self.callers.join_next().await {
             self.scene.hear_of(&ended);
         }
-        let Scene { apsis, probe, beneath, client, handle, tally, trace, .. } = self.scene;
+        self.scene.check_permits();
+        let Scene { apsis, probe, client, handle, tally, trace, .. } = self.scene;
         drop((client, handle));
         // A flight that nobody waits for hears of it.
         sleep(Duration::from_millis(1)).await;
-        trace.promise(beneath.permits_left() == PERMITS, format_args!("{} permits are left", beneath.permits_left()));
 
         let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
         let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
@@ -274,6 +275,17 @@ impl Scene {
             tally: Arc::default(),
             was_interrupted: Arc::default(),
             trace: trace.clone(),
+        }
+    }
+
+    /// Law 27: who waits for a token holds none.
+    fn check_permits(&self) {
+        if let Some(left) = self.beneath.permits_left() {
+            let in_api = self.probe.seen().in_api;
+            self.trace.promise(
+                left + in_api == PERMITS,
+                format_args!("{left} permits are left, and {in_api} requests at the API"),
+            );
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Seen {
     under_way: usize,
     tokens: HashMap<String, Issued>,
     latest_token: String,
+    /// Requests that the API has not answered yet.
+    pub(crate) in_api: usize,
     requests: HashMap<u64, Sent>,
     pub(crate) counts: Counts,
 }
@@ -260,7 +262,7 @@ impl Service<Request<Full<Bytes>>> for Api {
         let times = probe.send(id, number(&request, CALL), &request);
         Box::pin(async move {
             let answer = {
-                let _in_api = InApi { probe: &probe, id, since: Instant::now() };
+                let _in_api = InApi::begin(&probe, id);
                 probe.answer(id, times, request).await
             };
             let mut seen = probe.seen();
@@ -283,9 +285,18 @@ struct InApi<'a> {
     since: Instant,
 }
 
+impl<'a> InApi<'a> {
+    fn begin(probe: &'a Probe, id: u64) -> Self {
+        probe.seen().in_api += 1;
+        Self { probe, id, since: Instant::now() }
+    }
+}
+
 impl Drop for InApi<'_> {
     fn drop(&mut self) {
-        if let Some(sent) = self.probe.seen().requests.get_mut(&self.id) {
+        let mut seen = self.probe.seen();
+        seen.in_api -= 1;
+        if let Some(sent) = seen.requests.get_mut(&self.id) {
             sent.in_api += self.since.elapsed();
         }
     }

@@ -96,10 +96,10 @@ impl Beneath {
         !matches!(self, Self::Buffer | Self::Rate)
     }
 
-    pub(crate) fn permits_left(&self) -> usize {
+    pub(crate) fn permits_left(&self) -> Option<usize> {
         match self {
-            Self::Limit(permits) | Self::Shed(permits) => permits.available_permits(),
-            Self::Plain | Self::Trace | Self::Buffer | Self::Rate => PERMITS,
+            Self::Limit(permits) | Self::Shed(permits) => Some(permits.available_permits()),
+            Self::Plain | Self::Trace | Self::Buffer | Self::Rate => None,
         }
     }
 }
