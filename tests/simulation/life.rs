@@ -1,14 +1,16 @@
 //! A life: one account, one layer, and some days of bad luck.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     iter::successors,
     ops::AddAssign,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -17,11 +19,11 @@ use apsis_auth::{
 };
 use bytes::Bytes;
 use fastrand::Rng;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::{
     runtime::{Builder, Runtime},
-    task::{JoinError, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{Instant, advance, sleep, timeout},
 };
 use tower::{ServiceExt, timeout::error::Elapsed};
@@ -31,7 +33,7 @@ use crate::{
     luck::{self, Blow, OPAQUE},
     probe::{Counts, ID, Probe, Trace, Wall},
     seconds,
-    stacks::{Above, Beneath, Client, PERMITS},
+    stacks::{Above, Beneath, Client, PERMITS, Permits},
 };
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -40,8 +42,13 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) const BUDGET: usize = 4;
 pub(crate) const LOOK_EVERY: Duration = seconds(5);
 const MAX_WAIT: Duration = seconds(30);
+/// A wait of a quarter of an hour that an answer asked for, twice, since some calls come while it lasts; and a little.
+const LONGEST_RECOVERY: Duration = seconds(3 * 3600);
 /// A flight that is lost with its runtime is given up a second after its end.
 const GRACE: Duration = seconds(1);
+
+/// Of a life's clock, ahead of those that later runtimes will start with.
+const AHEAD: Duration = seconds(3600);
 
 const BASE: &str = "https://api.apsis.one";
 /// It is refused now and then, for lack of a right.
@@ -51,10 +58,10 @@ const PROFILE: &str = "/audience/keyspaces/com.apsis1.keyspaces.email/profiles/a
 const STEPS: usize = 150;
 
 /// What one life was.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Lived {
     pub(crate) time: Duration,
-    deaths: u64,
+    blows: BTreeMap<&'static str, u64>,
     said: u64,
     counts: Counts,
     tally: Tally,
@@ -64,6 +71,8 @@ struct Life {
     rng: Rng,
     scene: Scene,
     callers: JoinSet<()>,
+    /// To drop some of them.
+    handles: Vec<AbortHandle>,
     spawned: u64,
 }
 
@@ -75,6 +84,7 @@ struct Scene {
     probe: Probe,
     above: Above,
     beneath: Beneath,
+    permits: Permits,
     client: Client,
     handle: TokenHandle,
     tally: Arc<Mutex<Tally>>,
@@ -109,19 +119,21 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
     let (said, secret) = (Arc::default(), Arc::default());
     let _listening = Ear::listening(&secret, &said, trace);
     let mut life = runtime.block_on(async {
+        advance(AHEAD).await;
         trace.start();
         let scene = Scene::new(seed, &mut rng, trace);
         secret.set(scene.apsis.api_key().client_secret().to_owned()).unwrap();
-        Life { rng, scene, callers: JoinSet::new(), spawned: 0 }
+        Life { rng, scene, callers: JoinSet::new(), handles: Vec::new(), spawned: 0 }
     });
-    let (started, mut deaths) = (runtime.block_on(life.begin()), 0);
+    let started = runtime.block_on(life.begin());
+    let (mut blows, mut deaths) = (BTreeMap::new(), 0);
     for _ in 0..STEPS {
-        if let Blow::RuntimeDies = runtime.block_on(life.step())
-            && life.scene.beneath.outlives_a_runtime()
-        {
+        let blow = runtime.block_on(life.step());
+        if matches!(blow, Blow::RuntimeDies) {
             deaths += 1;
             runtime = life.die(runtime, in_step_with(started, deaths));
         }
+        *blows.entry(blow.name()).or_default() += 1;
         trace.assert_kept();
     }
     let time = runtime.block_on(life.recover(started));
@@ -130,7 +142,7 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
     runtime.block_on(life.end());
     assert_eq!(runtime.metrics().num_alive_tasks(), 0, "a task is left");
     trace.assert_kept();
-    Lived { time, deaths, said: said.load(Ordering::Relaxed), counts, tally }
+    Lived { time, blows, said: said.load(Ordering::Relaxed), counts, tally }
 }
 
 impl Life {
@@ -143,11 +155,20 @@ impl Life {
 
     /// One thing happens, and some time passes.
     async fn step(&mut self) -> Blow {
-        let blow = luck::strike(&mut self.rng, &self.scene.apsis);
+        // It is when there is trouble that people try to mend it.
+        let is_forced = self.scene.handle.snapshot().grounded.is_some() && self.rng.u8(..6) == 0;
+        let blow = if is_forced { Blow::ForcedRenewal } else { luck::strike(&mut self.rng, &self.scene.apsis) };
+        let blow = match blow {
+            Blow::RuntimeDies if !self.scene.beneath.outlives_a_runtime() => Blow::Cancellation,
+            blow => blow,
+        };
         self.scene.trace.add(format_args!("{blow:?}"));
         match blow {
             Blow::Callers(callers) => (0..callers).for_each(|_| self.call()),
-            Blow::ForcedRenewal => self.force(),
+            Blow::ForcedRenewal => {
+                self.call();
+                self.force();
+            }
             Blow::Cancellation => self.cancel(),
             Blow::TransportPanics => {
                 self.scene.was_interrupted.store(true, Ordering::Relaxed);
@@ -158,6 +179,7 @@ impl Life {
             Blow::RuntimeDies | Blow::Apsis(_) => {}
         }
         sleep(luck::pause(&mut self.rng)).await;
+        self.scene.check_waiters().await;
         self.hear_of_those_who_ended();
         self.scene.check_permits();
         blow
@@ -168,26 +190,36 @@ impl Life {
         while let Some(ended) = self.callers.try_join_next() {
             self.scene.hear_of(&ended);
         }
+        self.handles.retain(|caller| !caller.is_finished());
     }
 
     fn call(&mut self) {
         self.spawned += 1;
         let call = Call::draw(self.spawned, &mut self.rng);
-        self.callers.spawn(call.run(self.scene.clone()));
+        self.handles.push(self.callers.spawn(call.run(self.scene.clone())));
     }
 
     fn force(&mut self) {
         let scene = self.scene.clone();
-        self.callers.spawn(async move {
-            if let Err(error) = scene.handle.renew().await {
+        let forced = self.callers.spawn(async move {
+            let began = Instant::now();
+            let ended = scene.handle.renew().await;
+            let took = began.elapsed();
+            scene.trace.promise(took <= MAX_WAIT + GRACE, format_args!("a forced renewal took {took:?}"));
+            if let Err(error) = ended {
                 scene.check_words(&error);
             }
         });
+        self.handles.push(forced);
     }
 
+    /// Some are dropped, wherever they wait.
     fn cancel(&mut self) {
-        // They are dropped, wherever they wait.
-        self.callers.abort_all();
+        for caller in &self.handles {
+            if self.rng.bool() {
+                caller.abort();
+            }
+        }
     }
 
     /// All that runs goes with its runtime, callers and a flight under way. The next one goes on at the same time.
@@ -196,35 +228,34 @@ impl Life {
         self.scene.was_interrupted.store(true, Ordering::Relaxed);
         self.hear_of_those_who_ended();
         self.callers = JoinSet::new();
+        self.handles.clear();
         drop(runtime);
         next.block_on(async { advance(now.saturating_duration_since(Instant::now())).await });
         next
     }
 
-    /// When bad luck is over, everybody is served again, without a restart.
+    /// When bad luck is over, everybody is served again, without a restart and within hours.
     async fn recover(&mut self, started: Instant) -> Duration {
         let scene = self.scene.clone();
         scene.trace.add("bad luck is over");
         luck::heal(&scene.apsis);
-        scene.probe.misbehave(0, Duration::ZERO);
+        scene.probe.heal();
+        let healed = Instant::now();
         let mut served = 0;
-        for _ in 0..400 {
-            // What is left of the scripts is used up, and every pause comes to its end.
-            sleep(seconds(3600)).await;
+        while served < 3 && healed.elapsed() < LONGEST_RECOVERY {
+            sleep(seconds(600)).await;
             self.spawned += 1;
             let request = Request::get(format!("{BASE}/audience/keyspaces")).header(ID, self.spawned);
             let called = scene.client.clone().oneshot(request.body(Full::default()).unwrap());
             let answer = timeout(seconds(600), called).await;
             served = if matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK) { served + 1 } else { 0 };
-            if served == 3 {
-                break;
-            }
         }
         scene.trace.promise(served == 3, "who calls after the bad luck is served");
+        scene.check_waiters().await;
         started.elapsed()
     }
 
-    /// The last handle is dropped.
+    /// The last handle is dropped, while a token request is under way.
     async fn end(mut self) {
         self.callers.abort_all();
         while let Some(ended) = self.callers.join_next().await {
@@ -232,9 +263,20 @@ impl Life {
         }
         self.scene.check_permits();
         let Scene { apsis, probe, client, handle, tally, trace, .. } = self.scene;
-        drop((client, handle));
+        // Then there is room in the budget.
+        sleep(seconds(61)).await;
+        apsis.set_token_delay(seconds(10));
+        let renewing = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.renew().await.map(drop) }
+        });
+        sleep(seconds(1)).await;
+        trace.promise(probe.seen().in_token_endpoint == 1, "a renewal that is forced makes a token request");
+        renewing.abort();
+        drop((renewing.await, client, handle));
         // A flight that nobody waits for hears of it.
         sleep(Duration::from_millis(1)).await;
+        trace.promise(probe.seen().in_token_endpoint == 0, "a token request goes on for nobody");
 
         let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
         let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
@@ -252,24 +294,26 @@ impl Scene {
         let (apsis, wall) = (Emulator::new(), Wall::new());
         apsis.set_api_limit(10_000);
         let (above, beneath) = (Above::draw(rng), Beneath::draw(rng));
+        let permits = beneath.permits(rng);
         trace.add(format_args!("{above:?} above, {beneath:?} beneath"));
-        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), beneath.sends_at_once());
+        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), beneath.sends_at_once(), permits);
         let key = apsis.api_key();
         let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
         let (now, random) = (wall.clone(), Mutex::new(rng.fork()));
         let layer = ApsisAuthLayer::builder(credentials, BASE)
-            .transport(probe.transport())
+            .transport(beneath.transport(&probe, permits))
             .wall_clock(move || now.now())
             .random(move || random.lock().unwrap().f64())
             .build()
             .unwrap();
-        let (client, handle) = (above.client(&layer, &beneath, &probe), layer.handle());
+        let (client, handle) = (above.client(&layer, &beneath, &probe, trace), layer.handle());
         Self {
             apsis,
             wall,
             probe,
             above,
             beneath,
+            permits,
             client,
             handle,
             tally: Arc::default(),
@@ -281,11 +325,58 @@ impl Scene {
     /// Law 27: who waits for a token holds none.
     fn check_permits(&self) {
         if let Some(left) = self.beneath.permits_left() {
-            let in_api = self.probe.seen().in_api;
+            let taken = self.permits.taken(&self.probe.seen());
             self.trace.promise(
-                left + in_api == PERMITS,
-                format_args!("{left} permits are left, and {in_api} requests at the API"),
+                left + taken == PERMITS,
+                format_args!("{left} permits are left, and {taken} requests under way"),
             );
+        }
+    }
+
+    /// Who waits for a token has none at hand, and something to wait for.
+    async fn check_waiters(&self) {
+        const MOMENT: Duration = Duration::from_millis(1);
+
+        // Those who were told a moment ago need one to go on.
+        for _ in 0..3 {
+            if self.waits_in_vain().is_none() {
+                return;
+            }
+            sleep(MOMENT).await;
+        }
+        if let Some(why) = self.waits_in_vain() {
+            self.trace.broken(why);
+        }
+    }
+
+    fn waits_in_vain(&self) -> Option<String> {
+        let snapshot = self.handle.snapshot();
+        let current = snapshot.token.as_ref().filter(|token| token.usable).and_then(|_| self.current());
+        let may_wait = snapshot.in_flight || snapshot.grounded.is_some();
+        let jumped = self.wall.jumped();
+        let seen = self.probe.seen();
+        if !self.beneath.is_free(&seen, self.permits) {
+            return None;
+        }
+        let mut waiters = seen.calls.iter().filter(|(_, call)| !call.is_in_api);
+        waiters.find_map(|(id, call)| {
+            // A wall clock that jumps back makes a token good again, which nobody is told.
+            let was_there = jumped.is_none_or(|jumped| jumped < call.since);
+            if !may_wait {
+                Some(format!("request {id} waits for nothing"))
+            } else if was_there && current.is_some() && current != call.stamped {
+                Some(format!("request {id} waits, with a good token at hand"))
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The token, if there is one without waiting.
+    fn current(&self) -> Option<HeaderValue> {
+        match pin!(self.handle.get()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(token) => token.ok().map(|token| token.header_value()),
+            Poll::Pending => None,
         }
     }
 
@@ -347,9 +438,10 @@ impl Call {
     async fn run(self, scene: Scene) {
         scene.tally.lock().unwrap().writes_begun += u64::from(self.route == Route::Write);
         let had_token = scene.handle.snapshot().token.is_some_and(|token| token.usable);
-        let began = Instant::now();
+        let (began, jammed) = (Instant::now(), scene.probe.seen().jammed_for());
         let ended = timeout(self.deadline, scene.client.clone().oneshot(self.request())).await;
         let took = began.elapsed();
+        let jammed = scene.probe.seen().jammed_for().saturating_sub(jammed);
         let sent = scene.probe.take(self.id);
         if had_token && scene.beneath.is_always_ready() {
             let at_once = sent.first == Some(began);
@@ -357,9 +449,10 @@ impl Call {
         }
         let calls = u32::try_from(sent.calls.len()).unwrap();
         scene.trace.promise(calls <= scene.above.calls(), format_args!("request {} became {calls}", self.id));
-        let waited = took.saturating_sub(sent.in_api);
+        let waited = sent.waited(took, jammed);
         scene.trace.promise(
-            waited <= calls * (MAX_WAIT + GRACE) || !scene.beneath.is_always_ready(),
+            // Who was dropped before its call waited for its turn.
+            waited <= calls.max(1) * (MAX_WAIT + GRACE + scene.beneath.longest_turn()),
             format_args!("request {} waited for {waited:?} beside the API, in {calls} calls", self.id),
         );
         let Ok(result) = ended else { return };
@@ -410,17 +503,22 @@ impl Lived {
     /// Whether enough happened for the promises to have been put to the test.
     pub(crate) fn is_eventful(&self) -> bool {
         let Tally { served, refused, without_token, failed, at_once, writes_accepted, .. } = self.tally;
-        let Counts { attempts, replays, repeats, strangers, .. } = self.counts;
+        let Counts { attempts, failed_attempts, replays, repeats, misfortunes, strangers, .. } = self.counts;
         let callers = [served, refused, without_token, failed, at_once, writes_accepted];
-        let all = callers.into_iter().chain([attempts, replays, repeats, self.said]);
-        all.min() > Some(100) && self.deaths > 50 && strangers > 10
+        let probed = [attempts, failed_attempts, replays, repeats, misfortunes, self.said];
+        callers.into_iter().chain(probed).min() > Some(100)
+            && self.blows.len() == luck::BLOWS
+            && self.blows.values().min() > Some(&20)
+            && strangers > 10
     }
 }
 
 impl AddAssign for Lived {
     fn add_assign(&mut self, other: Self) {
         self.time += other.time;
-        self.deaths += other.deaths;
+        for (name, times) in other.blows {
+            *self.blows.entry(name).or_default() += times;
+        }
         self.said += other.said;
         self.counts += other.counts;
         self.tally += other.tally;
@@ -448,7 +546,7 @@ fn in_step_with(first: Instant, number: u64) -> Runtime {
     loop {
         let runtime = runtime();
         let start = runtime.block_on(async { Instant::now() });
-        let behind = start.saturating_duration_since(first).as_nanos() % 1_000_000;
+        let behind = (start + AHEAD).saturating_duration_since(first).as_nanos() % 1_000_000;
         if behind / STEP == number.into() && behind % STEP < STEP / 2 {
             return runtime;
         }

@@ -1,18 +1,34 @@
 //! What goes wrong next, drawn at random.
 
-use std::{iter::repeat_with, time::Duration};
+use std::{
+    iter::repeat_with,
+    pin::pin,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use apsis_auth::emulator::{Answer, Dialect, Emulator};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use fastrand::Rng;
-use http::{StatusCode, header::RETRY_AFTER};
+use http::{
+    Request, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
+use http_body_util::Full;
+use tower::ServiceExt;
 
 use crate::{life::REFUSED, seconds};
 
 /// How opaque tokens of the script begin.
 pub(crate) const OPAQUE: &str = "0paque";
 
+/// A server's clock that has stopped, and the same in seconds.
+const STOPPED: &str = "Sun, 09 Sep 2001 01:46:40 GMT";
+const STOPPED_SECONDS: u64 = 1_000_000_000;
+
 /// What the driver does about itself; all else is a matter of the emulator.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
     /// So many callers at once.
     Callers(u64),
@@ -28,9 +44,27 @@ pub(crate) enum Blow {
     /// So many of 100 requests go wrong, for so long.
     ApiMisbehaves(u8, Duration),
     /// A control of the emulator, by name.
-    #[expect(dead_code, reason = "printed in the trace")]
     Apsis(&'static str),
 }
+
+impl Blow {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Callers(_) => "callers",
+            Self::ForcedRenewal => "a renewal is forced",
+            Self::Cancellation => "callers are dropped",
+            Self::TransportPanics => "the transport panics",
+            Self::WallJumps(_) => "the wall clock jumps",
+            Self::MachineSleeps(_) => "the machine sleeps",
+            Self::RuntimeDies => "the runtime dies",
+            Self::ApiMisbehaves(..) => "the API misbehaves",
+            Self::Apsis(name) => name,
+        }
+    }
+}
+
+/// How many names there are.
+pub(crate) const BLOWS: usize = 19;
 
 /// One thing that happens.
 pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator) -> Blow {
@@ -112,7 +146,7 @@ fn token_answer(rng: &mut Rng) -> Answer {
         StatusCode::NOT_FOUND,
         StatusCode::TEMPORARY_REDIRECT,
     ];
-    let answer = match rng.u8(..14) {
+    let answer = match rng.u8(..16) {
         0..3 => Answer::too_many_requests(),
         3..7 => Answer::status(*pick(rng, &FAILURES)),
         7 => Answer::hang(),
@@ -121,18 +155,59 @@ fn token_answer(rng: &mut Rng) -> Answer {
         10 => Answer::truncated(),
         11 => Answer::html(),
         12 => Answer::close(),
+        13 => strange_token(rng),
         _ => Answer::token(&match rng.u8(..4) {
             0 => String::new(),
             1 => format!("{OPAQUE} with spaces"),
             _ => format!("{OPAQUE}-{}", rng.u32(..3)),
         }),
     };
-    let answer = match rng.u8(..3) {
-        0 => answer
+    let answer = match rng.u8(..6) {
+        0 | 2 => answer
             .header(RETRY_AFTER, *pick(rng, &["0", "5", "29", "120", "86400", "-1", "soon", "99999999999999999999"])),
+        1 => asks_twice(rng, answer),
         _ => answer,
     };
     if rng.u8(..4) == 0 { answer.delay(seconds(rng.u64(..40))) } else { answer }
+}
+
+/// Asks to wait in two ways, by a clock of its own.
+fn asks_twice(rng: &mut Rng, answer: Answer) -> Answer {
+    let wait = *pick(rng, &["Sun, 09 Sep 2001 01:47:00 GMT", "Sun, 09 Sep 2001 01:00:00 GMT", "7"]);
+    answer.header(DATE, STOPPED).header(RETRY_AFTER, "1").header(RETRY_AFTER, wait)
+}
+
+/// A token that says something odd of its lifetime.
+fn strange_token(rng: &mut Rng) -> Answer {
+    const EXPIRIES: [&str; 10] = [
+        "-5",
+        "0",
+        "1000000000.5",
+        "1000000020",
+        "1000000090",
+        "1000086400",
+        "253402300799",
+        "1e300",
+        "null",
+        "\"soon\"",
+    ];
+    const LIFETIMES: [&str; 9] = ["-1", "0", "0.5", "\"60\"", "1e99", "null", "90", "3600", "86400"];
+    let expiry = *pick(rng, &EXPIRIES);
+    let claims = match rng.u8(..3) {
+        0 => format!(r#"{{"exp":{expiry},"iat":{STOPPED_SECONDS}}}"#),
+        1 => format!(r#"{{"exp":{expiry}}}"#),
+        _ => "{}".to_owned(),
+    };
+    let parts = [r#"{"alg":"RS256"}"#, &claims, ["a", "b", "c"][rng.usize(..3)]];
+    let token = parts.map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
+    let lifetime = pick(rng, &LIFETIMES);
+    let answer = Answer::status(StatusCode::OK)
+        .body(format!(r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":{lifetime}}}"#));
+    match rng.u8(..3) {
+        0 => answer.header(DATE, STOPPED),
+        1 => answer.header(DATE, "never"),
+        _ => answer,
+    }
 }
 
 /// What goes wrong with a request to the API.
@@ -186,7 +261,7 @@ pub(crate) fn pause(rng: &mut Rng) -> Duration {
     }
 }
 
-/// As good as on the first day, but for what is still to come of the scripts.
+/// As good as on the first day.
 pub(crate) fn heal(apsis: &Emulator) {
     apsis.set_dialect(Dialect::Unauthorized);
     apsis.allow_route(REFUSED);
@@ -196,6 +271,19 @@ pub(crate) fn heal(apsis: &Emulator) {
     apsis.set_refusals_count(true);
     apsis.set_token_delay(Duration::ZERO);
     apsis.set_api_delay(Duration::ZERO);
+    use_up_script(apsis);
+}
+
+/// What is still to come of the script is answered to somebody else.
+fn use_up_script(apsis: &Emulator) {
+    loop {
+        let before = apsis.counters().scripted;
+        let request = Request::post("https://api.apsis.one/oauth/token").body(Full::<Bytes>::default()).unwrap();
+        let _ = pin!(apsis.clone().oneshot(request)).poll(&mut Context::from_waker(Waker::noop()));
+        if apsis.counters().scripted == before {
+            return;
+        }
+    }
 }
 
 fn pick<'a, T>(rng: &mut Rng, all: &'a [T]) -> &'a T {

@@ -2,7 +2,7 @@
 //! promise.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Display,
     future::{pending, ready},
     ops::AddAssign,
@@ -19,7 +19,7 @@ use apsis_auth::emulator::Emulator;
 use bytes::Bytes;
 use fastrand::Rng;
 use http::{
-    Request, Response, StatusCode, Uri,
+    HeaderValue, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, DATE, LOCATION},
 };
 use http_body_util::{BodyExt, Full};
@@ -31,6 +31,7 @@ use crate::{
     life::{BUDGET, BoxFuture, LOOK_EVERY},
     luck::Misfortune,
     seconds,
+    stacks::{PERMITS, Permits},
 };
 
 /// The number of a caller's request, in a header field of its own.
@@ -52,6 +53,7 @@ struct Inner {
     trace: Trace,
     /// Whether a request is sent when it is given its token.
     is_at_once: bool,
+    permits: Permits,
 }
 
 /// Everything that was seen on the way to APSIS One and back.
@@ -59,23 +61,46 @@ struct Inner {
 pub(crate) struct Seen {
     /// When token requests were sent.
     attempts: Vec<Instant>,
-    under_way: usize,
-    tokens: HashMap<String, Issued>,
-    latest_token: String,
+    /// Token requests under way.
+    pub(crate) in_token_endpoint: usize,
+    tokens: HashMap<HeaderValue, Issued>,
+    latest_token: Option<HeaderValue>,
     /// Requests that the API has not answered yet.
     pub(crate) in_api: usize,
+    /// The layer is at work on these, by their number.
+    pub(crate) calls: BTreeMap<u64, Calling>,
+    jam: Jam,
     requests: HashMap<u64, Sent>,
     pub(crate) counts: Counts,
+}
+
+/// A request that the layer is at work on.
+pub(crate) struct Calling {
+    pub(crate) since: Instant,
+    /// What it was sent with last.
+    pub(crate) stamped: Option<HeaderValue>,
+    pub(crate) is_in_api: bool,
+}
+
+/// How long all permits were taken.
+#[derive(Default)]
+struct Jam {
+    since: Option<Instant>,
+    lasted: Duration,
 }
 
 /// How much of what happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) attempts: u64,
+    /// Of them brought no answer of the status 200.
+    pub(crate) failed_attempts: u64,
     pub(crate) sends: u64,
     pub(crate) replays: u64,
     /// Calls of the layer by what stands above it, beyond the first.
     pub(crate) repeats: u64,
+    /// Requests that something went wrong with at the API.
+    pub(crate) misfortunes: u64,
     /// Requests to another origin, by a redirect.
     pub(crate) strangers: u64,
     /// Writes that the API said yes to.
@@ -98,33 +123,64 @@ pub(crate) struct Sent {
     pub(crate) calls: Vec<Vec<u64>>,
     /// How long the API took for its answers.
     pub(crate) in_api: Duration,
+    /// Of that, how long all permits were taken.
+    jammed_in_api: Duration,
     pub(crate) accepted: u32,
 }
 
 impl Seen {
-    fn issue(&mut self, token: String, asked: Instant, asked_wall: SystemTime, usable_for: Duration) {
-        let latest = self.tokens.get(&self.latest_token).map_or(0, |issued| issued.generation);
-        let generation = latest + u64::from(token != self.latest_token);
-        self.latest_token.clone_from(&token);
+    fn issue(&mut self, token: HeaderValue, asked: Instant, asked_wall: SystemTime, usable_for: Duration) {
+        let latest = self.latest_token.as_ref().map_or(0, |latest| self.tokens[latest].generation);
+        let is_new = self.latest_token.replace(token.clone()).is_none_or(|latest| latest != token);
+        let generation = latest + u64::from(is_new);
         self.tokens.insert(token, Issued { generation, asked, asked_wall, usable_for });
+    }
+
+    /// To be called whenever a permit was taken or given back.
+    fn look_at_permits(&mut self, permits: Permits) {
+        self.jam.lasted = self.jammed_for();
+        let is_jammed = permits.taken(self) >= PERMITS;
+        self.jam.since = is_jammed.then(Instant::now);
+    }
+
+    /// How long all permits were taken, since the beginning.
+    pub(crate) fn jammed_for(&self) -> Duration {
+        self.jam.lasted + self.jam.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+impl Sent {
+    /// How long its caller waited for anything but an answer or a permit.
+    pub(crate) fn waited(&self, took: Duration, jammed: Duration) -> Duration {
+        took.saturating_sub(self.in_api).saturating_sub(jammed.saturating_sub(self.jammed_in_api))
     }
 }
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.attempts += other.attempts;
+        self.failed_attempts += other.failed_attempts;
         self.sends += other.sends;
         self.replays += other.replays;
         self.repeats += other.repeats;
+        self.misfortunes += other.misfortunes;
         self.strangers += other.strangers;
         self.accepted += other.accepted;
     }
 }
 
 impl Probe {
-    pub(crate) fn new(seed: u64, apsis: Emulator, wall: Wall, trace: Trace, is_at_once: bool) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        apsis: Emulator,
+        wall: Wall,
+        trace: Trace,
+        is_at_once: bool,
+        permits: Permits,
+    ) -> Self {
         let (panics, unlucky) = (AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace, is_at_once }))
+        let inner = Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace, is_at_once, permits };
+        Self(Arc::new(inner))
     }
 
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -141,21 +197,30 @@ impl Probe {
         *self.0.unlucky.lock().unwrap() = (of_hundred, Some(Instant::now() + lasts));
     }
 
+    /// Nothing goes wrong any more.
+    pub(crate) fn heal(&self) {
+        self.0.panics.store(false, Ordering::Relaxed);
+        *self.0.unlucky.lock().unwrap() = (0, None);
+    }
+
     /// All that a request was sent by, once it is over.
     pub(crate) fn take(&self, id: u64) -> Sent {
         self.seen().requests.remove(&id).unwrap_or_default()
     }
 
     /// The layer is called with this. Each time is counted apart.
-    pub(crate) fn begin_call(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+    pub(crate) fn begin_call(&self, request: &mut Request<Full<Bytes>>) -> impl Sized + Send + Sync + use<> {
+        let id = number(request, ID);
         let mut seen = self.seen();
-        let calls = &mut seen.requests.entry(number(&request, ID)).or_default().calls;
+        let begun = Calling { since: Instant::now(), stamped: None, is_in_api: false };
+        self.0.trace.promise(seen.calls.insert(id, begun).is_none(), "one call is over before the next");
+        let calls = &mut seen.requests.entry(id).or_default().calls;
         request.headers_mut().insert(CALL, calls.len().into());
         calls.push(Vec::new());
         let is_repeated = calls.len() > 1;
         seen.counts.repeats += u64::from(is_repeated);
         drop(seen);
-        request
+        InCall { probe: self.clone(), id }
     }
 
     /// The way of token requests.
@@ -181,17 +246,33 @@ impl Probe {
             // Without the hook, which would print it.
             resume_unwind(Box::new("the transport panics"));
         }
+        // Until it is known better, also by its being dropped.
+        self.seen().counts.failed_attempts += 1;
         let answer = self.0.apsis.clone().oneshot(request).await?;
         let (head, body) = answer.into_parts();
         let text = body.collect().await?.to_bytes();
         self.0.trace.add(format_args!("token endpoint: {}, {} bytes", head.status, text.len()));
-        if head.status == StatusCode::OK
-            && let Some((token, lifetime)) = issued(&text, head.headers.get(DATE).and_then(|date| date.to_str().ok()))
-        {
+        if head.status != StatusCode::OK {
+            return Ok(Response::from_parts(head, Full::new(text)));
+        }
+        self.seen().counts.failed_attempts -= 1;
+        if let Some((token, lifetime)) = issued(&text, head.headers.get(DATE), asked_wall) {
             let usable_for = lifetime.saturating_sub(seconds(60).min(lifetime / 10));
             self.seen().issue(token, asked, asked_wall, usable_for);
         }
         Ok(Response::from_parts(head, Full::new(text)))
+    }
+}
+
+/// A call of the layer, until it is over or dropped.
+struct InCall {
+    probe: Probe,
+    id: u64,
+}
+
+impl Drop for InCall {
+    fn drop(&mut self) {
+        self.probe.seen().calls.remove(&self.id);
     }
 }
 
@@ -204,8 +285,9 @@ impl<'a> UnderWay<'a> {
         let trace = &probe.0.trace;
         trace.add("token request");
         seen.counts.attempts += 1;
-        seen.under_way += 1;
-        trace.promise(seen.under_way == 1, "one token request is in flight");
+        seen.in_token_endpoint += 1;
+        seen.look_at_permits(probe.0.permits);
+        trace.promise(seen.in_token_endpoint == 1, "one token request is in flight");
         seen.attempts.push(now);
         if let Some(earlier) = seen.attempts.len().checked_sub(1 + BUDGET) {
             let apart = now - seen.attempts[earlier];
@@ -218,26 +300,29 @@ impl<'a> UnderWay<'a> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.seen().under_way -= 1;
+        let mut seen = self.0.seen();
+        seen.in_token_endpoint -= 1;
+        seen.look_at_permits(self.0.0.permits);
     }
 }
 
 /// The token and how long it lives, as the crate is to understand it. `None` for what is no token.
-fn issued(text: &[u8], date: Option<&str>) -> Option<(String, Duration)> {
+fn issued(text: &[u8], date: Option<&HeaderValue>, local_now: SystemTime) -> Option<(HeaderValue, Duration)> {
     let answer: Value = serde_json::from_slice(text).ok()?;
     let token = answer["access_token"].as_str()?;
     let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token).unwrap_or_default();
-    let lifetime = match (claims["exp"].as_f64(), date) {
-        (Some(exp), Some(date)) => {
-            let date = httpdate::parse_http_date(date).ok()?;
-            exp - date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64()
+    let lifetime = match claims["exp"].as_f64() {
+        Some(exp) => {
+            let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+            let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok()).map(since_epoch);
+            exp - date.or(claims["iat"].as_f64()).unwrap_or(since_epoch(local_now))
         }
-        _ => answer["expires_in"].as_f64().unwrap_or(300.0),
+        None => answer["expires_in"].as_f64().filter(|seconds| *seconds > 0.0).unwrap_or(300.0),
     };
     // What is dead at birth is refused. If it is the token at hand, it stays in use as it was measured before.
-    let lifetime = Duration::try_from_secs_f64(lifetime).ok().filter(|lifetime| !lifetime.is_zero())?;
-    let lifetime = lifetime.min(seconds(7 * 86400));
-    Some((format!("Bearer {token}"), lifetime))
+    let lifetime = Duration::try_from_secs_f64(lifetime.min(7.0 * 86400.0)).ok()?;
+    let token = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    (!lifetime.is_zero()).then_some((token, lifetime))
 }
 
 /// The way of API requests. Always ready.
@@ -283,12 +368,20 @@ struct InApi<'a> {
     probe: &'a Probe,
     id: u64,
     since: Instant,
+    jammed_before: Duration,
 }
 
 impl<'a> InApi<'a> {
     fn begin(probe: &'a Probe, id: u64) -> Self {
-        probe.seen().in_api += 1;
-        Self { probe, id, since: Instant::now() }
+        let mut seen = probe.seen();
+        seen.in_api += 1;
+        seen.look_at_permits(probe.0.permits);
+        if let Some(call) = seen.calls.get_mut(&id) {
+            call.is_in_api = true;
+        }
+        let jammed_before = seen.jammed_for();
+        drop(seen);
+        Self { probe, id, since: Instant::now(), jammed_before }
     }
 }
 
@@ -296,8 +389,14 @@ impl Drop for InApi<'_> {
     fn drop(&mut self) {
         let mut seen = self.probe.seen();
         seen.in_api -= 1;
+        seen.look_at_permits(self.probe.0.permits);
+        if let Some(call) = seen.calls.get_mut(&self.id) {
+            call.is_in_api = false;
+        }
+        let jammed = seen.jammed_for().saturating_sub(self.jammed_before);
         if let Some(sent) = seen.requests.get_mut(&self.id) {
             sent.in_api += self.since.elapsed();
+            sent.jammed_in_api += jammed;
         }
     }
 }
@@ -333,6 +432,7 @@ impl Probe {
         let (of_hundred, until) = *self.0.unlucky.lock().unwrap();
         let goes_wrong = luck.u8(..100) < of_hundred && until.is_some_and(|until| Instant::now() < until);
         let misfortune = goes_wrong.then(|| Misfortune::draw(&mut luck));
+        self.seen().counts.misfortunes += u64::from(goes_wrong);
         sleep(Duration::from_millis(id % 1_000)).await;
         match misfortune {
             None => {
@@ -356,7 +456,7 @@ impl Probe {
     fn send(&self, id: u64, call: u64, request: &Request<Full<Bytes>>) -> usize {
         let trace = &self.0.trace;
         let token = request.headers().get(AUTHORIZATION);
-        let Some(token) = token.filter(|token| token.is_sensitive()).and_then(|token| token.to_str().ok()) else {
+        let Some(token) = token.filter(|token| token.is_sensitive()) else {
             trace.broken(format_args!("request {id} was sent without a token, or with one that is not marked"));
             return 0;
         };
@@ -369,6 +469,9 @@ impl Probe {
             self.check_age(id, issued);
         }
         let generation = issued.generation;
+        if let Some(call) = seen.calls.get_mut(&id) {
+            call.stamped = Some(token.clone());
+        }
         let sent = seen.requests.entry(id).or_default();
         sent.first.get_or_insert(Instant::now());
         let generations = &mut sent.calls[usize::try_from(call).unwrap()];
@@ -426,7 +529,7 @@ impl Wall {
         *self.0.jumped.lock().unwrap() = Some(Instant::now());
     }
 
-    fn jumped(&self) -> Option<Instant> {
+    pub(crate) fn jumped(&self) -> Option<Instant> {
         *self.0.jumped.lock().unwrap()
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     future::{Ready, ready},
-    mem::replace,
+    mem::{replace, take},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,8 +15,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tokio::sync::Semaphore;
 use tower::{
-    BoxError, Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit, retry::Policy,
-    util::BoxCloneSyncService,
+    BoxError, Layer, Service, ServiceBuilder, limit::ConcurrencyLimit, retry::Policy, util::BoxCloneSyncService,
 };
 use tower_http::{
     follow_redirect::FollowRedirectLayer,
@@ -24,7 +24,8 @@ use tower_http::{
 use tracing::Level;
 
 use crate::{
-    probe::{Api, Probe},
+    life::BoxFuture,
+    probe::{Api, Probe, Seen, Trace},
     seconds,
 };
 
@@ -63,6 +64,25 @@ impl Beneath {
         }
     }
 
+    /// Token requests take permits, too, if it is drawn that they do.
+    pub(crate) fn permits(&self, rng: &mut Rng) -> Permits {
+        match self {
+            Self::Limit(_) | Self::Shed(_) if rng.bool() => Permits::OfAll,
+            Self::Limit(_) | Self::Shed(_) => Permits::OfTheApi,
+            _ => Permits::Nobodys,
+        }
+    }
+
+    /// The way of token requests.
+    pub(crate) fn transport(&self, probe: &Probe, permits: Permits) -> Client {
+        match (self, permits) {
+            (Self::Limit(semaphore) | Self::Shed(semaphore), Permits::OfAll) => {
+                BoxCloneSyncService::new(ConcurrencyLimit::with_semaphore(probe.transport(), Arc::clone(semaphore)))
+            }
+            _ => BoxCloneSyncService::new(probe.transport()),
+        }
+    }
+
     fn service(&self, api: Api) -> Client {
         match self {
             Self::Plain => BoxCloneSyncService::new(api),
@@ -84,6 +104,21 @@ impl Beneath {
     /// Whoever has a token has nothing else to wait for.
     pub(crate) fn is_always_ready(&self) -> bool {
         matches!(self, Self::Plain | Self::Trace)
+    }
+
+    /// Whoever is not at the API now waits for a token.
+    pub(crate) fn is_free(&self, seen: &Seen, permits: Permits) -> bool {
+        match self {
+            Self::Plain | Self::Trace | Self::Buffer => true,
+            Self::Limit(_) | Self::Shed(_) => permits.taken(seen) < PERMITS,
+            Self::Rate => false,
+        }
+    }
+
+    /// How long a request may wait for its turn.
+    pub(crate) fn longest_turn(&self) -> Duration {
+        // Some bursts of callers, and five a second.
+        if matches!(self, Self::Rate) { seconds(300) } else { Duration::ZERO }
     }
 
     /// In a buffer, a request that has its token waits for its turn.
@@ -127,9 +162,9 @@ impl Above {
     }
 
     /// The whole: this, the layer, and what is beneath it.
-    pub(crate) fn client(self, layer: &ApsisAuthLayer, beneath: &Beneath, probe: &Probe) -> Client {
-        let (inner, probe) = (layer.layer(beneath.service(Api(probe.clone()))), probe.clone());
-        let inner = inner.map_request(move |request| probe.begin_call(request));
+    pub(crate) fn client(self, layer: &ApsisAuthLayer, beneath: &Beneath, probe: &Probe, trace: &Trace) -> Client {
+        let strict = Strict { inner: beneath.service(Api(probe.clone())), is_ready: false, trace: trace.clone() };
+        let inner = Counted { inner: layer.layer(strict), probe: probe.clone() };
         let stack = ServiceBuilder::new();
         match self {
             Self::Nothing => BoxCloneSyncService::new(inner),
@@ -147,6 +182,84 @@ impl Above {
             Self::Retry => 2,
             Self::FollowRedirect => HOPS,
         }
+    }
+}
+
+/// Who takes a permit for each request.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Permits {
+    Nobodys,
+    OfTheApi,
+    /// Token requests as well.
+    OfAll,
+}
+
+impl Permits {
+    pub(crate) fn taken(self, seen: &Seen) -> usize {
+        match self {
+            Self::Nobodys => 0,
+            Self::OfTheApi => seen.in_api,
+            Self::OfAll => seen.in_api + seen.in_token_endpoint,
+        }
+    }
+}
+
+/// Calls of the layer are counted here.
+#[derive(Clone)]
+struct Counted<S> {
+    inner: S,
+    probe: Probe,
+}
+
+impl<S> Service<Request<Full<Bytes>>> for Counted<S>
+where
+    S: Service<Request<Full<Bytes>>, Future: Send + 'static>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
+        let in_call = self.probe.begin_call(&mut request);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let _in_call = in_call;
+            answer.await
+        })
+    }
+}
+
+/// It is called when it has said that it is ready, and once for each time.
+struct Strict {
+    inner: Client,
+    is_ready: bool,
+    trace: Trace,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), is_ready: false, trace: self.trace.clone() }
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for Strict {
+    type Response = Response<Full<Bytes>>;
+    type Error = BoxError;
+    type Future = BoxFuture<Result<Response<Full<Bytes>>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let poll = self.inner.poll_ready(cx);
+        self.is_ready = matches!(poll, Poll::Ready(Ok(())));
+        poll
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        self.trace.promise(take(&mut self.is_ready), "a service was called that had not said it was ready");
+        self.inner.call(request)
     }
 }
 
