@@ -3,4 +3,6 @@
 #[path = "../../tests/properties/rejection.rs"]
 mod property;
 
-libfuzzer_sys::fuzz_target!(|input: property::Input<'_>| property::check(&input));
+libfuzzer_sys::fuzz_target!(|input: property::Input<'_>| {
+    property::check(&input);
+});

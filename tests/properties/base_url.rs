@@ -40,22 +40,35 @@ pub(crate) enum Rest<'a> {
     Raw(&'a str),
 }
 
-pub(crate) fn check(input: &Input<'_>) {
+/// What became of a base URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Seen {
+    Taken,
+    Refused,
+    /// Refused, and it had a password that is not to be shown.
+    RefusedWithPassword,
+}
+
+pub(crate) fn check(input: &Input<'_>) -> Seen {
     let url = input.url();
     let transport =
         service_fn(async |_: Request<Full<Bytes>>| Err::<Response<Full<Bytes>>, BoxError>("not called".into()));
     let credentials = ClientCredentials::new("my-id", "my-secret").unwrap();
     let built = ApsisAuthLayer::builder(credentials, url.as_str()).transport(transport).build();
-    let printed = match built {
+    let (seen, printed) = match built {
         Ok(layer) => {
             assert_safe(&url);
-            format!("{layer:?}")
+            (Seen::Taken, format!("{layer:?}"))
         }
-        Err(error @ BuildError::BaseUrl { .. }) => format!("{error} {error:?}"),
+        Err(error @ BuildError::BaseUrl { .. }) => {
+            let seen = if input.has_password() { Seen::RefusedWithPassword } else { Seen::Refused };
+            (seen, format!("{error} {error:?}"))
+        }
         Err(error) => panic!("{url:?}: {error}"),
     };
     let printed = format!("{printed} {:?}", BaseUrl::from(url.as_str()));
     assert!(!printed.contains(PASSWORD) || !input.has_password(), "{url}");
+    seen
 }
 
 /// By another reader of URLs.

@@ -33,6 +33,7 @@ enum Method<'a> {
     Get,
     Patch,
     Raw(&'a str),
+    Connect,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -50,6 +51,11 @@ enum Target<'a> {
     Absolute(&'a str),
     Origin(&'a str),
     Raw(&'a str),
+    /// What stands after the API's name may make it another one.
+    Around {
+        has_user: bool,
+        after: &'a str,
+    },
 }
 
 /// One sending, as it arrived.
@@ -64,9 +70,20 @@ struct Sent {
     trailers: Option<HeaderMap>,
 }
 
-pub(crate) fn check(input: &Input<'_>) {
-    let Some(request) = input.request() else { return };
-    let limit = usize::from(input.limit);
+/// What became of a request that was rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Seen {
+    Replayed,
+    NotReplayable,
+    OutOfScope,
+}
+
+/// `None` for what is no request.
+pub(crate) fn check(input: &Input<'_>) -> Option<Seen> {
+    let request = input.request()?;
+    let goes_to_the_api = goes_to_the_api(request.method(), request.uri());
+    // Some bodies are larger.
+    let limit = usize::from(input.limit % 1_024);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let (result, sent) = runtime.block_on(async {
         let sent = Arc::new(Mutex::new(Vec::new()));
@@ -91,19 +108,44 @@ pub(crate) fn check(input: &Input<'_>) {
     });
     let sent = sent.lock().unwrap();
     let response = result.unwrap();
-    match response.extensions().get() {
+    let outcome = response.extensions().get();
+    let is_out_of_scope = matches!(outcome, Some(AuthOutcome::OutOfScope));
+    assert_ne!(is_out_of_scope, goes_to_the_api, "{:?}", sent[0]);
+    Some(match outcome {
         Some(AuthOutcome::Replayed) => {
             assert_same(&sent);
             let data: usize = sent[0].frames.iter().map(Bytes::len).sum();
             assert!(data <= limit, "{data} bytes are beyond {limit}");
+            Seen::Replayed
         }
         Some(AuthOutcome::NotReplayable) => {
             assert_eq!(sent.len(), 1);
             assert!(sent[0].cost() >= limit, "{} bytes are within {limit}", sent[0].cost());
+            Seen::NotReplayable
         }
-        Some(AuthOutcome::OutOfScope) => assert_eq!(sent.len(), 1),
+        Some(AuthOutcome::OutOfScope) => {
+            assert_eq!(sent.len(), 1);
+            Seen::OutOfScope
+        }
         outcome => panic!("{outcome:?}"),
-    }
+    })
+}
+
+/// A request without a `Host` field, as another reader has it. In origin form it goes where the client is connected.
+fn goes_to_the_api(method: &http::Method, uri: &Uri) -> bool {
+    let is_the_api = match (uri.scheme_str(), uri.authority()) {
+        (None, None) => true,
+        (Some(scheme), Some(authority)) => {
+            let authority = authority.as_str().to_lowercase();
+            let host_and_port = authority.rsplit('@').next().unwrap();
+            let (host, port) = host_and_port.split_once(':').unwrap_or((host_and_port, ""));
+            // A port may have zeros before it.
+            let is_default = port.is_empty() || port.trim_start_matches('0') == "443";
+            scheme.eq_ignore_ascii_case("https") && host == "api.apsis.one" && is_default
+        }
+        _ => false,
+    };
+    is_the_api && method != http::Method::CONNECT
 }
 
 fn assert_same(sent: &[Sent]) {
@@ -182,7 +224,7 @@ impl Input<'_> {
             frames.push_back(Frame::trailers(map));
         }
         let mut request = Request::new(Flow(frames));
-        *request.method_mut() = self.method.text().parse().ok()?;
+        *request.method_mut() = self.method.text().parse().unwrap_or_default();
         *request.uri_mut() = self.target.text().parse::<Uri>().ok()?;
         *request.version_mut() =
             [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2, Version::HTTP_3][usize::from(self.version % 4)];
@@ -208,6 +250,7 @@ impl Method<'_> {
             Self::Get => "GET",
             Self::Patch => "PATCH",
             Self::Raw(text) => text,
+            Self::Connect => "CONNECT",
         }
     }
 }
@@ -231,6 +274,9 @@ impl Target<'_> {
             Self::Absolute(rest) => format!("https://api.apsis.one/{rest}"),
             Self::Origin(rest) => format!("/{rest}"),
             Self::Raw(text) => (*text).to_owned(),
+            Self::Around { has_user, after } => {
+                format!("https://{}api.apsis.one{after}", if *has_user { "user@" } else { "" })
+            }
         }
     }
 }

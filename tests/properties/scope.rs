@@ -9,7 +9,7 @@ use std::{
 use apsis_auth::{ApsisAuthLayer, ClientCredentials};
 use arbitrary::Arbitrary;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use tokio::runtime::Builder;
 use tower::{Layer, Service, service_fn};
@@ -20,9 +20,16 @@ const TOKEN: &str = r#"{"access_token":"a-token","expires_in":86400,"token_type"
 
 #[derive(Arbitrary, Debug)]
 pub(crate) struct Input<'a> {
-    method: Option<&'a str>,
+    method: Method<'a>,
     target: Target<'a>,
     hosts: Vec<Host<'a>>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Method<'a> {
+    Get,
+    Connect,
+    Raw(&'a str),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -50,12 +57,23 @@ enum Host<'a> {
     Raw(&'a str),
 }
 
-pub(crate) fn check(input: &Input<'_>) {
-    let Some(request) = input.request() else { return };
+/// The form of a request's target (RFC 9112 §3.2), and whether the token went along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Seen {
+    Absolute(bool),
+    Origin(bool),
+    /// Only a proxy is asked so.
+    Authority,
+}
+
+/// `None` for what is no request.
+pub(crate) fn check(input: &Input<'_>) -> Option<Seen> {
+    let request = input.request()?;
     let (method, uri, headers) = (request.method().clone(), request.uri().clone(), request.headers().clone());
     let has_token = is_stamped(request);
-    if method == Method::CONNECT {
-        return assert!(!has_token, "{uri}");
+    if method == http::Method::CONNECT {
+        assert!(!has_token, "{uri}");
+        return Some(Seen::Authority);
     }
     if uri.scheme().is_some() && uri.authority().is_some() {
         let is_the_api = Url::parse(&uri.to_string()).is_ok_and(|url| is_the_api(&url));
@@ -68,7 +86,7 @@ pub(crate) fn check(input: &Input<'_>) {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b".:@".contains(&byte));
         assert!(has_token || !is_the_api || !is_plain, "no token went to {uri}");
-        return;
+        return Some(Seen::Absolute(has_token));
     }
     assert!(!has_token || uri.authority().is_none(), "the token went to {uri}");
     let hosts: Vec<_> = headers.get_all(header::HOST).iter().collect();
@@ -82,6 +100,7 @@ pub(crate) fn check(input: &Input<'_>) {
         _ => false,
     };
     assert!(!has_token || names_the_api, "the token went to {hosts:?}");
+    Some(if uri.authority().is_none() { Seen::Origin(has_token) } else { Seen::Authority })
 }
 
 /// As another reader of URLs has it (RFC 9110 §4.3.1).
@@ -114,12 +133,14 @@ impl Input<'_> {
     /// `None` for what is no request.
     fn request(&self) -> Option<Request<()>> {
         let mut request = Request::new(());
-        if let Some(method) = self.method {
-            *request.method_mut() = method.parse().ok()?;
-        }
+        *request.method_mut() = match self.method {
+            Method::Get => http::Method::GET,
+            Method::Connect => http::Method::CONNECT,
+            Method::Raw(text) => text.parse().unwrap_or_default(),
+        };
         *request.uri_mut() = self.target.text().parse::<Uri>().ok()?;
-        for host in self.hosts.iter().take(3) {
-            request.headers_mut().append(header::HOST, HeaderValue::try_from(host.text()).ok()?);
+        for host in self.hosts.iter().take(3).filter_map(|host| HeaderValue::try_from(host.text()).ok()) {
+            request.headers_mut().append(header::HOST, host);
         }
         Some(request)
     }
