@@ -317,10 +317,10 @@ mod tests {
     }
 
     /// A file of a name of its own, removed again.
-    struct File(PathBuf);
+    pub(super) struct File(PathBuf);
 
     impl File {
-        fn with(text: &[u8]) -> Self {
+        pub(super) fn with(text: &[u8]) -> Self {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let path = env::temp_dir().join(format!("apsis-auth-{}-{number}", process::id()));
@@ -328,7 +328,7 @@ mod tests {
             Self(path)
         }
 
-        fn path(&self) -> &str {
+        pub(super) fn path(&self) -> &str {
             self.0.to_str().unwrap()
         }
     }
@@ -336,6 +336,153 @@ mod tests {
     impl Drop for File {
         fn drop(&mut self) {
             let _ = fs::remove_file(&self.0);
+        }
+    }
+}
+
+/// Whatever an environment and its files hold.
+#[cfg(all(test, unix))]
+mod properties {
+    use std::{cell::RefCell, collections::HashMap, error::Error, os::unix::ffi::OsStringExt};
+
+    use proptest::{
+        collection::vec,
+        prelude::*,
+        sample::select,
+        test_runner::{Config, TestRunner},
+    };
+
+    use super::{tests::File, *};
+
+    #[test]
+    fn whatever_variables_and_files_hold_is_read_as_it_is_or_an_error_names_the_variable_and_shows_no_secret() {
+        const SECRET: &str = "s3cret-cAnary";
+
+        let seen = RefCell::new(HashMap::new());
+        let mut runner = TestRunner::new(Config { cases: 1_000, failure_persistence: None, ..Config::default() });
+        let result = runner.run(&(setting("my-id"), setting(SECRET)), |(id, secret)| {
+            let ((id_file, id_path), (secret_file, secret_path)) = (id.file_and_path(), secret.file_and_path());
+            let read = ClientCredentials::from_variables(|name| match name {
+                "APSIS_CLIENT_ID" => id.value(),
+                "APSIS_CLIENT_ID_FILE" => id_path.clone(),
+                "APSIS_CLIENT_SECRET" => secret.value(),
+                "APSIS_CLIENT_SECRET_FILE" => secret_path.clone(),
+                _ => None,
+            });
+            drop((id_file, secret_file));
+            let printed = match &read {
+                Ok(credentials) => format!("{credentials:?}"),
+                Err(error) => format!("{error} {error:?} {:?}", error.source().map(ToString::to_string)),
+            };
+            prop_assert!(!printed.contains(SECRET), "{printed}");
+
+            let read = read.map(|read| (read.id().to_owned(), read.secret().to_owned()));
+            let read = read.map_err(|error| problem(&error));
+            let end = read.as_ref().map_or_else(|(problem, _)| *problem, |_| "read");
+            *seen.borrow_mut().entry(end).or_insert(0) += 1;
+            prop_assert_eq!(read, expected(&id, &secret));
+            Ok(())
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+        let seen = seen.into_inner();
+        for end in ["read", "missing", "twice", "not unicode", "unreadable", "blank"] {
+            assert!(seen.get(end) >= Some(&10), "too few came to {end:?}: {seen:?}");
+        }
+    }
+
+    /// How the environment says one of the two, if it does.
+    #[derive(Clone, Debug, Default)]
+    struct Setting {
+        value: Option<Vec<u8>>,
+        file: Option<FileSetting>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum FileSetting {
+        With(Vec<u8>),
+        Missing,
+        Folder,
+        /// The variable is empty.
+        Unnamed,
+    }
+
+    impl Setting {
+        fn value(&self) -> Option<OsString> {
+            self.value.clone().map(OsString::from_vec)
+        }
+
+        fn file_and_path(&self) -> (Option<File>, Option<OsString>) {
+            match &self.file {
+                Some(FileSetting::With(text)) => {
+                    let file = File::with(text);
+                    let path = file.path().into();
+                    (Some(file), Some(path))
+                }
+                Some(FileSetting::Missing) => (None, Some(File::with(b"").path().into())),
+                Some(FileSetting::Folder) => (None, Some(env::temp_dir().into())),
+                Some(FileSetting::Unnamed) => (None, Some(OsString::new())),
+                None => (None, None),
+            }
+        }
+
+        fn expected(&self, name: &str) -> Result<String, (&'static str, String)> {
+            let value = self.value.clone().filter(|value| !value.is_empty());
+            let file = self.file.as_ref().filter(|file| !matches!(file, FileSetting::Unnamed));
+            match (value, file) {
+                (Some(_), Some(_)) => Err(("twice", name.to_owned())),
+                (None, None) => Err(("missing", name.to_owned())),
+                (Some(value), None) => String::from_utf8(value).map_err(|_| ("not unicode", name.to_owned())),
+                (None, Some(FileSetting::With(text))) => {
+                    let line = text.strip_suffix(b"\r\n").or(text.strip_suffix(b"\n")).unwrap_or(text);
+                    String::from_utf8(line.to_owned()).map_err(|_| ("unreadable", format!("{name}_FILE")))
+                }
+                (None, Some(_)) => Err(("unreadable", format!("{name}_FILE"))),
+            }
+        }
+    }
+
+    fn setting(word: &'static str) -> impl Strategy<Value = Setting> {
+        let file = prop_oneof![
+            6 => text(word).prop_map(FileSetting::With),
+            1 => Just(FileSetting::Missing),
+            1 => Just(FileSetting::Folder),
+            1 => Just(FileSetting::Unnamed),
+        ];
+        prop_oneof![
+            6 => text(word).prop_map(|value| Setting { value: Some(value), file: None }),
+            6 => file.clone().prop_map(|file| Setting { value: None, file: Some(file) }),
+            2 => (text(word), file).prop_map(|(value, file)| Setting { value: Some(value), file: Some(file) }),
+            1 => Just(Setting::default()),
+        ]
+    }
+
+    /// The word, and what may get into a variable or a file with it.
+    fn text(word: &'static str) -> impl Strategy<Value = Vec<u8>> + Clone {
+        const ODD: [&[u8]; 8] = [b" ", b"\t", b"\n", b"\r\n", b"\r", "\u{feff}".as_bytes(), b"\xff", &[b'x'; 70_000]];
+        let piece = prop_oneof![Just(word.as_bytes()), select(&ODD[..])];
+        vec(piece, 0..4).prop_map(|pieces| pieces.concat())
+    }
+
+    fn expected(id: &Setting, secret: &Setting) -> Result<(String, String), (&'static str, String)> {
+        let (id, secret) = (id.expected("APSIS_CLIENT_ID")?, secret.expected("APSIS_CLIENT_SECRET")?);
+        for (name, text) in [("ID", &id), ("secret", &secret)] {
+            if text.chars().all(char::is_whitespace) {
+                return Err(("blank", name.to_owned()));
+            }
+        }
+        Ok((id, secret))
+    }
+
+    /// What is wrong, and with what.
+    fn problem(error: &BuildError) -> (&'static str, String) {
+        match error {
+            BuildError::MissingVariable { variable } => ("missing", (*variable).to_owned()),
+            BuildError::ValueAndFile { variable } => ("twice", (*variable).to_owned()),
+            BuildError::NotUnicode { variable } => ("not unicode", (*variable).to_owned()),
+            BuildError::UnreadableFile { variable, .. } => ("unreadable", variable.clone()),
+            BuildError::EmptyClientId => ("blank", "ID".to_owned()),
+            BuildError::EmptyClientSecret => ("blank", "secret".to_owned()),
+            error => panic!("{error:?}"),
         }
     }
 }
