@@ -557,6 +557,16 @@ async fn serve_once(listener: &TcpListener, said: &str) {
     socket.write_all(said.as_bytes()).await.unwrap();
 }
 
+/// Serves whoever comes, one after the other. Some are gone before they are answered.
+async fn serve_all(listener: &TcpListener, said: &str) {
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        if read_request(&mut socket).await.is_ok() {
+            let _ = socket.write_all(said.as_bytes()).await;
+        }
+    }
+}
+
 fn answer(head: &str, body: &str) -> String {
     format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
@@ -574,7 +584,9 @@ async fn read_request(socket: &mut TcpStream) -> io::Result<String> {
         }
         let mut bytes = [0; 1024];
         let read = socket.read(&mut bytes).await?;
-        assert_ne!(read, 0, "the request ends early: {request}");
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the request ends early: {request}")));
+        }
         request.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
     }
 }
