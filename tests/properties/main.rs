@@ -64,7 +64,7 @@ fn what_is_replayed_is_what_was_sent() {
 }
 
 /// For what the fuzz target begins with, and for random bytes: of those, at least so many have to come to each of these
-/// ends, or the property would hold and say nothing. A third of what is usual is far from what luck does.
+/// ends, or the property would hold and say nothing. That is a third of what is usual and less, where luck does not get.
 fn holds<S: Debug + Eq + Hash>(target: &str, check: impl Fn(&[u8]) -> Option<S>, least: &[(S, u32)]) {
     for seed in seeds(target) {
         check(&seed);
