@@ -49,7 +49,7 @@ impl ClientCredentials {
     /// Credentials from the environment: `APSIS_CLIENT_ID` and `APSIS_CLIENT_SECRET`, or the files that
     /// `APSIS_CLIENT_ID_FILE` and `APSIS_CLIENT_SECRET_FILE` name, as container platforms mount them.
     ///
-    /// One newline at the end of a file is dropped. Each of the two may be a value or a file.
+    /// One newline at the end of a file is dropped, and the byte order mark that editors on Windows begin one with. Each of the two may be a value or a file.
     ///
     /// # Errors
     ///
@@ -161,12 +161,14 @@ fn from_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, BuildErro
     };
     match str::from_utf8(&bytes) {
         Ok(text) => {
+            let text = text.strip_prefix('\u{feff}').unwrap_or(text);
             let value = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
             Ok(Zeroizing::new(value.to_owned()))
         }
         Err(error) => Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, error))),
     }
 }
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 mod tests {
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn one_newline_at_the_end_of_a_file_is_dropped_and_nothing_else() {
+    fn a_byte_order_mark_and_one_newline_at_the_end_of_a_file_are_dropped_and_nothing_else() {
         for (text, secret) in [
             ("my-secret", "my-secret"),
             ("my-secret\n", "my-secret"),
@@ -211,6 +213,8 @@ mod tests {
             ("my-secret\r\r\n", "my-secret\r"),
             (" my-\nsecret \n", " my-\nsecret "),
             ("\nmy-secret", "\nmy-secret"),
+            ("\u{feff}my-secret\r\n", "my-secret"),
+            ("\u{feff}\u{feff}my-secret\u{feff}", "\u{feff}my-secret\u{feff}"),
         ] {
             let file = File::with(text.as_bytes());
             let credentials = from(&[(CLIENT_ID, "my-id"), ("APSIS_CLIENT_SECRET_FILE", file.path())]).unwrap();
@@ -433,6 +437,7 @@ mod properties {
                 (None, None) => Err(("missing", name.to_owned())),
                 (Some(value), None) => String::from_utf8(value).map_err(|_| ("not unicode", name.to_owned())),
                 (None, Some(FileSetting::With(text))) => {
+                    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
                     let line = text.strip_suffix(b"\r\n").or(text.strip_suffix(b"\n")).unwrap_or(text);
                     String::from_utf8(line.to_owned()).map_err(|_| ("unreadable", format!("{name}_FILE")))
                 }
