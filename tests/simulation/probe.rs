@@ -313,7 +313,9 @@ fn issued(text: &[u8], date: Option<&HeaderValue>, local_now: SystemTime) -> Opt
     let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token).unwrap_or_default();
     let lifetime = match claims["exp"].as_f64() {
         Some(exp) => {
-            let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+            // Jumps may have led a wall clock to before then.
+            let since_epoch =
+                |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok()).map(since_epoch);
             exp - date.or(claims["iat"].as_f64()).unwrap_or(since_epoch(local_now))
         }
