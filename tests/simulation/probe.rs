@@ -31,7 +31,7 @@ use crate::{
     life::{BUDGET, BoxFuture, LOOK_EVERY},
     luck::Misfortune,
     seconds,
-    stacks::{PERMITS, Permits},
+    stacks::{Asked, PERMITS, Permits},
 };
 
 /// The number of a caller's request, in a header field of its own.
@@ -183,6 +183,10 @@ impl Probe {
         Self(Arc::new(inner))
     }
 
+    pub(crate) fn wall(&self) -> &Wall {
+        &self.0.wall
+    }
+
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.seen.lock().unwrap()
     }
@@ -240,8 +244,8 @@ impl Probe {
     }
 
     async fn attempt(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, BoxError> {
-        let (asked, asked_wall) = (Instant::now(), self.0.wall.now());
-        let _under_way = UnderWay::begin(self, asked);
+        let Asked(asked, asked_wall) = *request.extensions().get().unwrap();
+        let _under_way = UnderWay::begin(self, Instant::now());
         if self.0.panics.swap(false, Ordering::Relaxed) {
             // Without the hook, which would print it.
             resume_unwind(Box::new("the transport panics"));
@@ -258,7 +262,11 @@ impl Probe {
         self.seen().counts.failed_attempts -= 1;
         if let Some((token, lifetime)) = issued(&text, head.headers.get(DATE), asked_wall) {
             let usable_for = lifetime.saturating_sub(seconds(60).min(lifetime / 10));
-            self.seen().issue(token, asked, asked_wall, usable_for);
+            let by_wall = self.0.wall.now().duration_since(asked_wall).unwrap_or_default();
+            // What died on its way is refused. If it is the token at hand, it stays in use as it was measured before.
+            if asked.elapsed().max(by_wall) < usable_for {
+                self.seen().issue(token, asked, asked_wall, usable_for);
+            }
         }
         Ok(Response::from_parts(head, Full::new(text)))
     }
@@ -321,7 +329,7 @@ fn issued(text: &[u8], date: Option<&HeaderValue>, local_now: SystemTime) -> Opt
         }
         None => answer["expires_in"].as_f64().filter(|seconds| *seconds > 0.0).unwrap_or(300.0),
     };
-    // What is dead at birth is refused. If it is the token at hand, it stays in use as it was measured before.
+    // What is dead at birth is refused.
     let lifetime = Duration::try_from_secs_f64(lifetime.min(7.0 * 86400.0)).ok()?;
     let token = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
     (!lifetime.is_zero()).then_some((token, lifetime))

@@ -5,7 +5,7 @@ use std::{
     mem::{replace, take},
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use apsis_auth::ApsisAuthLayer;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use http::{Request, Response};
 use http_body_util::Full;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, limit::ConcurrencyLimit, retry::Policy, util::BoxCloneSyncService,
 };
@@ -25,7 +25,7 @@ use tracing::Level;
 
 use crate::{
     life::BoxFuture,
-    probe::{Api, Probe, Seen, Trace},
+    probe::{Api, Probe, Seen, Trace, Wall},
     seconds,
 };
 
@@ -75,12 +75,13 @@ impl Beneath {
 
     /// The way of token requests.
     pub(crate) fn transport(&self, probe: &Probe, permits: Permits) -> Client {
-        match (self, permits) {
+        let transport = match (self, permits) {
             (Self::Limit(semaphore) | Self::Shed(semaphore), Permits::OfAll) => {
                 BoxCloneSyncService::new(ConcurrencyLimit::with_semaphore(probe.transport(), Arc::clone(semaphore)))
             }
             _ => BoxCloneSyncService::new(probe.transport()),
-        }
+        };
+        BoxCloneSyncService::new(Dated { inner: transport, wall: probe.wall().clone(), asked: None })
     }
 
     fn service(&self, api: Api) -> Client {
@@ -230,6 +231,39 @@ where
             let _in_call = in_call;
             answer.await
         })
+    }
+}
+
+/// By both clocks, when somebody began to wait for a service to be ready for a token request.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked(pub(crate) Instant, pub(crate) SystemTime);
+
+/// Says with each token request when it was asked for.
+struct Dated {
+    inner: Client,
+    wall: Wall,
+    asked: Option<Asked>,
+}
+
+impl Clone for Dated {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), wall: self.wall.clone(), asked: None }
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for Dated {
+    type Response = Response<Full<Bytes>>;
+    type Error = BoxError;
+    type Future = BoxFuture<Result<Response<Full<Bytes>>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.asked.get_or_insert_with(|| Asked(Instant::now(), self.wall.now()));
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Full<Bytes>>) -> Self::Future {
+        request.extensions_mut().insert(self.asked.take().unwrap());
+        Box::pin(self.inner.call(request))
     }
 }
 
