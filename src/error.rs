@@ -74,7 +74,7 @@ pub enum AuthError {
         retry_at: RetryAt,
     },
     /// The token endpoint returned the very token that was to be replaced.
-    #[error("the token endpoint returned the same token again")]
+    #[error("the token endpoint returned the same token again, which the API rejects; try again later")]
     SameToken,
     /// Renewals of late brought tokens that the API rejected too, so for now a rejection starts none.
     #[error("the API rejected the tokens of recent renewals too; the next renewal has to wait")]
@@ -84,7 +84,7 @@ pub enum AuthError {
         retry_at: RetryAt,
     },
     /// The request waited for a token as long as it may. The token request goes on.
-    #[error("waited {after:?} for a token")]
+    #[error("waited {after:?} for a token; the token request goes on, so a later request may find one")]
     #[non_exhaustive]
     TimedOut {
         /// How long it waited.

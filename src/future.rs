@@ -25,20 +25,20 @@ use crate::{AuthError, Rejection, ReplayableBody, head::KeptHead, layer::Shared}
 
 /// What the layer did about a response that was rejected or out of scope; in the extensions of that response.
 ///
-/// A response without it was in scope and accepted at the first attempt.
+/// A response without it was in scope, and its token was not rejected; whatever else it says has nothing to do with the token.
 ///
 /// ```
 /// use apsis_auth::AuthOutcome;
 ///
 /// fn explain<B>(response: &http::Response<B>) -> &'static str {
 ///     match response.extensions().get::<AuthOutcome>() {
-///         None => "accepted",
+///         None => "nothing to say about the token",
 ///         Some(AuthOutcome::Replayed) => "sent again with a new token; this is the second answer",
 ///         Some(AuthOutcome::NotRenewed(_)) => "rejected, and there was no new token",
 ///         Some(_) => "see the documentation",
 ///     }
 /// }
-/// # assert_eq!(explain(&http::Response::new(())), "accepted");
+/// # assert_eq!(explain(&http::Response::new(())), "nothing to say about the token");
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -84,7 +84,7 @@
 //! One above is for all that a call takes: the wait for a token, the sending, the renewal, the replay. It should be longer
 //! than [`max_wait`](crate::ApsisAuthBuilder::max_wait), and over a `Retry` longer than all its tries and pauses. Where it is
 //! shorter, a token that cannot be had looks like an API that does not answer, and the error that names the cause is never
-//! seen. Who is cut off loses nothing for the others: the token request goes on, and the next call finds what it brought.
+//! seen. A caller that times out takes nothing from the others: the token request goes on, and the next call finds what it brought.
 //!
 //! One beneath is for each sending by itself, without the wait for a token. It goes next to the client: over a queue, the
 //! wait for a turn counts.

@@ -50,6 +50,8 @@
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
 //! 7. No rejection is lost: where there is no newer token, or the body cannot be sent again, it comes back as the API said
 //!    it, body and all. Where there is, the outcome is the replay's.
+//! 8. No slot or permit of the inner service is held while a request waits for a token, and no task or memory is left behind.
+//! 9. Bodies and clients are taken as they are: those in use need no wrapper, and any other fits with one.
 //!
 //! A token stays current until a newer one replaces it or it expires; a
 //! rejection starts a renewal and does nothing else. No request is sent twice with one generation.
