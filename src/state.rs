@@ -115,6 +115,9 @@ impl State {
         };
         // A wait that ends without room in the budget would only be followed by another one.
         let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
+        // Who forced the flight did not wait; the others still do. A refusal asks nobody to, and the key may be mended by now.
+        let told = self.grounding(now).filter(|grounding| grounding.error.is_retryable());
+        let until = told.map_or(until, |grounding| grounding.until.max(until));
         let (url, retry_at) = (url.clone(), RetryAt(until));
         let error = match failure.kind {
             FailureKind::Transient(fault) => AuthError::Unavailable { url, cause: Arc::new(fault), retry_at },

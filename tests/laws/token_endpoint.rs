@@ -595,6 +595,31 @@ async fn a_wait_that_is_longer_than_the_budgets_minute_is_kept_when_the_budget_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_forced_renewal_that_fails_leaves_the_others_waiting_as_long_as_they_were_told() {
+    limited(async {
+        let world = World::new();
+        let failure = Answer::status(StatusCode::BAD_GATEWAY);
+        world.apsis.script_token_answers([Answer::too_many_requests().header(header::RETRY_AFTER, "120")]);
+        let builder = world.builder().token_requests_per_minute(1_000).flight_timeout(SECOND).max_wait(SECOND / 2);
+        let token = builder.build().unwrap().handle();
+        assert_eq!(retry_in(&token.get().await.unwrap_err()), Duration::from_secs(126));
+        world.apsis.script_token_answers([failure.clone()]);
+        assert_eq!(retry_in(&token.renew().await.unwrap_err()), Duration::from_secs(126));
+        sleep(Duration::from_secs(125)).await;
+        token.get().await.unwrap_err();
+        assert_eq!(world.token_requests(), 2);
+        sleep(SECOND).await;
+        token.get().await.unwrap();
+
+        // A refusal asks nobody to wait, and somebody may have mended the key.
+        world.apsis.script_token_answers([Answer::status(StatusCode::FORBIDDEN), failure]);
+        assert_eq!(retry_in(&token.renew().await.unwrap_err()), Duration::from_secs(30));
+        assert_eq!(retry_in(&token.renew().await.unwrap_err()), Duration::from_secs(5));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_draw_on_top_of_a_retry_after_is_up_to_a_tenth() {
     limited(async {
         for (draw, wait) in [(0.0, 100), (1.0, 110)] {
