@@ -49,7 +49,8 @@ impl ClientCredentials {
     /// Credentials from the environment: `APSIS_CLIENT_ID` and `APSIS_CLIENT_SECRET`, or the files that
     /// `APSIS_CLIENT_ID_FILE` and `APSIS_CLIENT_SECRET_FILE` name, as container platforms mount them.
     ///
-    /// One newline at the end of a file is dropped, and the byte order mark that editors on Windows begin one with. Each of the two may be a value or a file.
+    /// Of a file, a byte order mark at its beginning, as editors on Windows write it, and one newline at its end are dropped.
+    /// Each of the two may be a value or a file.
     ///
     /// # Errors
     ///
@@ -359,7 +360,7 @@ mod properties {
     use super::{tests::File, *};
 
     #[test]
-    fn whatever_variables_and_files_hold_is_read_as_it_is_or_an_error_names_the_variable_and_shows_no_secret() {
+    fn whatever_variables_and_files_hold_is_read_as_it_is_or_an_error_says_which_and_shows_no_secret() {
         const SECRET: &str = "s3cret-cAnary";
 
         let seen = RefCell::new(HashMap::new());

@@ -61,9 +61,15 @@ enum Host<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Seen {
     Absolute(bool),
-    Origin(bool),
-    /// Only a proxy is asked so.
+    /// With a `Host` field or more, or without.
+    Origin {
+        has_host: bool,
+        has_token: bool,
+    },
+    /// Only a proxy is asked so, and it is never given the token.
     Authority,
+    /// Nor is whoever is asked for a tunnel.
+    Connect,
 }
 
 /// `None` for what is no request.
@@ -73,7 +79,7 @@ pub(crate) fn check(input: &Input<'_>) -> Option<Seen> {
     let has_token = is_stamped(request);
     if method == http::Method::CONNECT {
         assert!(!has_token, "{uri}");
-        return Some(Seen::Authority);
+        return Some(Seen::Connect);
     }
     if uri.scheme().is_some() && uri.authority().is_some() {
         let is_the_api = Url::parse(&uri.to_string()).is_ok_and(|url| is_the_api(&url));
@@ -100,7 +106,12 @@ pub(crate) fn check(input: &Input<'_>) -> Option<Seen> {
         _ => false,
     };
     assert!(!has_token || names_the_api, "the token went to {hosts:?}");
-    Some(if uri.authority().is_none() { Seen::Origin(has_token) } else { Seen::Authority })
+    if uri.authority().is_some() {
+        return Some(Seen::Authority);
+    }
+    let is_plain = matches!(hosts[..], [host] if ["api.apsis.one", "api.apsis.one:443"].contains(&host.to_str().unwrap_or_default()));
+    assert!(has_token || !is_plain, "no token went to {uri} at {hosts:?}");
+    Some(Seen::Origin { has_host: !hosts.is_empty(), has_token })
 }
 
 /// As another reader of URLs has it (RFC 9110 §4.3.1).

@@ -42,12 +42,13 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) const BUDGET: usize = 4;
 pub(crate) const LOOK_EVERY: Duration = seconds(5);
 const MAX_WAIT: Duration = seconds(30);
-/// A wait of a quarter of an hour that an answer asked for, twice, since some calls come while it lasts; and a little.
+/// A minute's limit that was heard of many times in a row is waited for for an hour, and as long a caller may hold a permit for
+/// which nobody answers.
 const LONGEST_RECOVERY: Duration = seconds(3 * 3600);
 /// A flight that is lost with its runtime is given up a second after its end.
 const GRACE: Duration = seconds(1);
 
-/// Of a life's clock, ahead of those that later runtimes will start with.
+/// How far a life's clock is ahead of the real one, so that no runtime that is made later starts ahead of it.
 const AHEAD: Duration = seconds(3600);
 
 const BASE: &str = "https://api.apsis.one";
@@ -72,7 +73,7 @@ struct Life {
     scene: Scene,
     callers: JoinSet<()>,
     /// To drop some of them.
-    handles: Vec<AbortHandle>,
+    aborts: Vec<AbortHandle>,
     spawned: u64,
 }
 
@@ -123,7 +124,7 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
         trace.start();
         let scene = Scene::new(seed, &mut rng, trace);
         secret.set(scene.apsis.api_key().client_secret().to_owned()).unwrap();
-        Life { rng, scene, callers: JoinSet::new(), handles: Vec::new(), spawned: 0 }
+        Life { rng, scene, callers: JoinSet::new(), aborts: Vec::new(), spawned: 0 }
     });
     let started = runtime.block_on(life.begin());
     let (mut blows, mut deaths) = (BTreeMap::new(), 0);
@@ -190,13 +191,13 @@ impl Life {
         while let Some(ended) = self.callers.try_join_next() {
             self.scene.hear_of(&ended);
         }
-        self.handles.retain(|caller| !caller.is_finished());
+        self.aborts.retain(|caller| !caller.is_finished());
     }
 
     fn call(&mut self) {
         self.spawned += 1;
         let call = Call::draw(self.spawned, &mut self.rng);
-        self.handles.push(self.callers.spawn(call.run(self.scene.clone())));
+        self.aborts.push(self.callers.spawn(call.run(self.scene.clone())));
     }
 
     fn force(&mut self) {
@@ -210,12 +211,12 @@ impl Life {
                 scene.check_words(&error);
             }
         });
-        self.handles.push(forced);
+        self.aborts.push(forced);
     }
 
     /// Some are dropped, wherever they wait.
     fn cancel(&mut self) {
-        for caller in &self.handles {
+        for caller in &self.aborts {
             if self.rng.bool() {
                 caller.abort();
             }
@@ -228,7 +229,7 @@ impl Life {
         self.scene.was_interrupted.store(true, Ordering::Relaxed);
         self.hear_of_those_who_ended();
         self.callers = JoinSet::new();
-        self.handles.clear();
+        self.aborts.clear();
         drop(runtime);
         next.block_on(async { advance(now.saturating_duration_since(Instant::now())).await });
         next
@@ -350,16 +351,19 @@ impl Scene {
     }
 
     fn waits_in_vain(&self) -> Option<String> {
-        let snapshot = self.handle.snapshot();
-        let current = snapshot.token.as_ref().filter(|token| token.usable).and_then(|_| self.current());
-        let may_wait = snapshot.in_flight || snapshot.grounded.is_some();
-        let jumped = self.wall.jumped();
-        let seen = self.probe.seen();
-        if !self.beneath.is_free(&seen, self.permits) {
+        let mut seen = self.probe.seen();
+        let waiters: Vec<_> =
+            seen.calls.iter().filter(|(_, call)| !call.is_in_api).map(|(id, call)| (*id, call.clone())).collect();
+        if waiters.is_empty() || !self.beneath.is_free(&seen, self.permits) {
             return None;
         }
-        let mut waiters = seen.calls.iter().filter(|(_, call)| !call.is_in_api);
-        waiters.find_map(|(id, call)| {
+        seen.counts.waiters += waiters.len() as u64;
+        drop(seen);
+        let (snapshot, jumped) = (self.handle.snapshot(), self.wall.jumped());
+        // This may start a refresh that is due, so only where somebody waits.
+        let current = snapshot.token.as_ref().filter(|token| token.usable).and_then(|_| self.current());
+        let may_wait = snapshot.in_flight || snapshot.grounded.is_some();
+        waiters.into_iter().find_map(|(id, call)| {
             // A wall clock that jumps back makes a token good again, which nobody is told.
             let was_there = jumped.is_none_or(|jumped| jumped < call.since);
             if !may_wait {
@@ -451,7 +455,7 @@ impl Call {
         scene.trace.promise(calls <= scene.above.calls(), format_args!("request {} became {calls}", self.id));
         let waited = sent.waited(took, jammed);
         scene.trace.promise(
-            // Who was dropped before its call waited for its turn.
+            // Who was dropped before the layer was called has waited for a turn alone.
             waited <= calls.max(1) * (MAX_WAIT + GRACE + scene.beneath.longest_turn()),
             format_args!("request {} waited for {waited:?} beside the API, in {calls} calls", self.id),
         );
@@ -503,9 +507,12 @@ impl Lived {
     /// Whether enough happened for the promises to have been put to the test.
     pub(crate) fn is_eventful(&self) -> bool {
         let Tally { served, refused, without_token, failed, at_once, writes_accepted, .. } = self.tally;
-        let Counts { attempts, failed_attempts, replays, repeats, misfortunes, strangers, .. } = self.counts;
+        let Counts { attempts, failed_attempts, replays, repeats, waiters, jams, attempts_with_permit, .. } =
+            self.counts;
+        let Counts { misfortunes, strangers, .. } = self.counts;
         let callers = [served, refused, without_token, failed, at_once, writes_accepted];
-        let probed = [attempts, failed_attempts, replays, repeats, misfortunes, self.said];
+        let probed =
+            [attempts, failed_attempts, replays, repeats, waiters, jams, attempts_with_permit, misfortunes, self.said];
         callers.into_iter().chain(probed).min() > Some(100)
             && self.blows.len() == luck::BLOWS
             && self.blows.values().min() > Some(&20)

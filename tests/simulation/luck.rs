@@ -163,9 +163,9 @@ fn token_answer(rng: &mut Rng) -> Answer {
         }),
     };
     let answer = match rng.u8(..6) {
-        0 | 2 => answer
+        0..2 => answer
             .header(RETRY_AFTER, *pick(rng, &["0", "5", "29", "120", "86400", "-1", "soon", "99999999999999999999"])),
-        1 => asks_twice(rng, answer),
+        2 => asks_twice(rng, answer),
         _ => answer,
     };
     if rng.u8(..4) == 0 { answer.delay(seconds(rng.u64(..40))) } else { answer }
@@ -261,7 +261,7 @@ pub(crate) fn pause(rng: &mut Rng) -> Duration {
     }
 }
 
-/// As good as on the first day.
+/// As good as on the first day, but for the clocks.
 pub(crate) fn heal(apsis: &Emulator) {
     apsis.set_dialect(Dialect::Unauthorized);
     apsis.allow_route(REFUSED);
@@ -274,7 +274,7 @@ pub(crate) fn heal(apsis: &Emulator) {
     use_up_script(apsis);
 }
 
-/// What is still to come of the script is answered to somebody else.
+/// What is still to come of the script is given to somebody else.
 fn use_up_script(apsis: &Emulator) {
     loop {
         let before = apsis.counters().scripted;

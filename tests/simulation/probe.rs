@@ -75,6 +75,7 @@ pub(crate) struct Seen {
 }
 
 /// A request that the layer is at work on.
+#[derive(Clone)]
 pub(crate) struct Calling {
     pub(crate) since: Instant,
     /// What it was sent with last.
@@ -93,12 +94,17 @@ struct Jam {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) attempts: u64,
-    /// Of them brought no answer of the status 200.
+    /// Those of them that brought no answer of the status 200.
     pub(crate) failed_attempts: u64,
     pub(crate) sends: u64,
     pub(crate) replays: u64,
     /// Calls of the layer by what stands above it, beyond the first.
     pub(crate) repeats: u64,
+    /// Looks at a request that waited.
+    pub(crate) waiters: u64,
+    /// How often all permits were taken, and by how many token requests one was.
+    pub(crate) jams: u64,
+    pub(crate) attempts_with_permit: u64,
     /// Requests that something went wrong with at the API.
     pub(crate) misfortunes: u64,
     /// Requests to another origin, by a redirect.
@@ -140,6 +146,7 @@ impl Seen {
     fn look_at_permits(&mut self, permits: Permits) {
         self.jam.lasted = self.jammed_for();
         let is_jammed = permits.taken(self) >= PERMITS;
+        self.counts.jams += u64::from(is_jammed && self.jam.since.is_none());
         self.jam.since = is_jammed.then(Instant::now);
     }
 
@@ -163,6 +170,9 @@ impl AddAssign for Counts {
         self.sends += other.sends;
         self.replays += other.replays;
         self.repeats += other.repeats;
+        self.waiters += other.waiters;
+        self.jams += other.jams;
+        self.attempts_with_permit += other.attempts_with_permit;
         self.misfortunes += other.misfortunes;
         self.strangers += other.strangers;
         self.accepted += other.accepted;
@@ -213,7 +223,7 @@ impl Probe {
     }
 
     /// The layer is called with this. Each time is counted apart.
-    pub(crate) fn begin_call(&self, request: &mut Request<Full<Bytes>>) -> impl Sized + Send + Sync + use<> {
+    pub(crate) fn begin_call(&self, request: &mut Request<Full<Bytes>>) -> InCall {
         let id = number(request, ID);
         let mut seen = self.seen();
         let begun = Calling { since: Instant::now(), stamped: None, is_in_api: false };
@@ -245,7 +255,7 @@ impl Probe {
 
     async fn attempt(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, BoxError> {
         let Asked(asked, asked_wall) = *request.extensions().get().unwrap();
-        let _under_way = UnderWay::begin(self, Instant::now());
+        let _under_way = UnderWay::begin(self);
         if self.0.panics.swap(false, Ordering::Relaxed) {
             // Without the hook, which would print it.
             resume_unwind(Box::new("the transport panics"));
@@ -273,7 +283,7 @@ impl Probe {
 }
 
 /// A call of the layer, until it is over or dropped.
-struct InCall {
+pub(crate) struct InCall {
     probe: Probe,
     id: u64,
 }
@@ -288,11 +298,12 @@ impl Drop for InCall {
 struct UnderWay<'a>(&'a Probe);
 
 impl<'a> UnderWay<'a> {
-    fn begin(probe: &'a Probe, now: Instant) -> Self {
-        let mut seen = probe.seen();
+    fn begin(probe: &'a Probe) -> Self {
+        let (mut seen, now) = (probe.seen(), Instant::now());
         let trace = &probe.0.trace;
         trace.add("token request");
         seen.counts.attempts += 1;
+        seen.counts.attempts_with_permit += u64::from(probe.0.permits == Permits::OfAll);
         seen.in_token_endpoint += 1;
         seen.look_at_permits(probe.0.permits);
         trace.promise(seen.in_token_endpoint == 1, "one token request is in flight");
@@ -314,14 +325,17 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The token and how long it lives, as the crate is to understand it. `None` for what is no token.
+/// The token and how long it lives, as the crate is to understand it. `None` for what is no token that a header may carry.
 fn issued(text: &[u8], date: Option<&HeaderValue>, local_now: SystemTime) -> Option<(HeaderValue, Duration)> {
     let answer: Value = serde_json::from_slice(text).ok()?;
     let token = answer["access_token"].as_str()?;
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
     let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token).unwrap_or_default();
     let lifetime = match claims["exp"].as_f64() {
         Some(exp) => {
-            // Jumps may have led a wall clock to before then.
+            // Jumps may have led a wall clock to before 1970.
             let since_epoch =
                 |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok()).map(since_epoch);
@@ -523,7 +537,8 @@ struct WallInner {
 
 impl Wall {
     pub(crate) fn new() -> Self {
-        let (base, started) = (SystemTime::now(), Instant::now());
+        // Not today: a seed decides the same every day.
+        let (base, started) = (SystemTime::UNIX_EPOCH + seconds(1_900_000_000), Instant::now());
         Self(Arc::new(WallInner { base, started, offset_seconds: AtomicI64::new(0), jumped: Mutex::default() }))
     }
 

@@ -64,12 +64,12 @@ impl Beneath {
         }
     }
 
-    /// Token requests take permits, too, if it is drawn that they do.
+    /// Whether token requests take permits, too.
     pub(crate) fn permits(&self, rng: &mut Rng) -> Permits {
         match self {
             Self::Limit(_) | Self::Shed(_) if rng.bool() => Permits::OfAll,
             Self::Limit(_) | Self::Shed(_) => Permits::OfTheApi,
-            _ => Permits::Nobodys,
+            _ => Permits::None,
         }
     }
 
@@ -189,7 +189,7 @@ impl Above {
 /// Who takes a permit for each request.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Permits {
-    Nobodys,
+    None,
     OfTheApi,
     /// Token requests as well.
     OfAll,
@@ -198,7 +198,7 @@ pub(crate) enum Permits {
 impl Permits {
     pub(crate) fn taken(self, seen: &Seen) -> usize {
         match self {
-            Self::Nobodys => 0,
+            Self::None => 0,
             Self::OfTheApi => seen.in_api,
             Self::OfAll => seen.in_api + seen.in_token_endpoint,
         }
@@ -267,7 +267,7 @@ impl Service<Request<Full<Bytes>>> for Dated {
     }
 }
 
-/// It is called when it has said that it is ready, and once for each time.
+/// Hears of a call that no `poll_ready` allowed.
 struct Strict {
     inner: Client,
     is_ready: bool,
