@@ -62,6 +62,8 @@ pub struct ApsisAuthBuilder {
     replay_limit: Option<usize>,
     rule: Rule,
     clock: Clock,
+    #[cfg(feature = "store")]
+    store: Option<Box<dyn crate::store::AnyStore>>,
 }
 
 impl ApsisAuthBuilder {
@@ -76,6 +78,8 @@ impl ApsisAuthBuilder {
             replay_limit: Some(REPLAY_LIMIT),
             rule: Rule::default(),
             clock: Clock::default(),
+            #[cfg(feature = "store")]
+            store: None,
         }
     }
 
@@ -195,6 +199,23 @@ impl ApsisAuthBuilder {
         self
     }
 
+    /// The store through which all processes with these credentials share one token.
+    ///
+    /// Each still has a token of its own in front of it, and a request with a good one never touches the store. A flight looks
+    /// there before it asks APSIS One; of all processes one asks, and the others take what it was given. The budget
+    /// of [`token_requests_per_minute`](Self::token_requests_per_minute) is then the fleet's as well as this process's.
+    ///
+    /// A store that fails, or takes longer than a second, fails no request: the process goes on alone, and says so once.
+    /// What is stored is sealed under the client secret; see the [module](crate::store).
+    ///
+    /// Default: none.
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub fn store(mut self, store: impl crate::store::TokenStore) -> Self {
+        self.store = Some(Box::new(store));
+        self
+    }
+
     /// The wall clock, for tests and simulations. The monotonic clock is tokio's, which tests pause.
     ///
     /// Default: [`SystemTime::now`].
@@ -229,8 +250,15 @@ impl ApsisAuthBuilder {
             Some(transport) => transport,
             None => default_transport(&origin)?,
         };
+        #[cfg(feature = "store")]
+        let fleet = self.store.map(|store| {
+            let seal = crate::seal::Seal::new(&self.credentials, &origin.serialization());
+            crate::fleet::Fleet::new(store, seal, budget.get(), &self.limits)
+        });
+        #[cfg(not(feature = "store"))]
+        let fleet = None;
         let source = TokenEndpoint::new(transport, url, self.credentials);
-        let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget));
+        let cache = Arc::new(TokenCache::new(source, self.clock, self.limits, budget, fleet));
         let origins = iter::once(origin).chain(further).collect();
         Ok(ApsisAuthLayer::new(Shared::new(cache, origins, self.replay_limit, self.rule)))
     }

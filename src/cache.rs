@@ -19,6 +19,7 @@ use crate::{
     clock::{Clock, Moment},
     endpoint::TokenEndpoint,
     error::RetryAt,
+    fleet::{Fleet, Turn},
     flight::{Flight, FlightError, Reason},
     ladder::Evidence,
     state::{CurrentFlight, Grounding, State},
@@ -38,6 +39,7 @@ pub(crate) struct TokenCache {
     pub(crate) source: TokenEndpoint,
     pub(crate) clock: Clock,
     pub(crate) limits: Limits,
+    fleet: Option<Arc<Fleet>>,
 }
 
 /// Limits on time; how many token requests there may be is the budget's.
@@ -76,7 +78,13 @@ pub(crate) enum Found {
 }
 
 impl TokenCache {
-    pub(crate) fn new(source: TokenEndpoint, clock: Clock, limits: Limits, budget: NonZeroU32) -> Self {
+    pub(crate) fn new(
+        source: TokenEndpoint,
+        clock: Clock,
+        limits: Limits,
+        budget: NonZeroU32,
+        fleet: Option<Fleet>,
+    ) -> Self {
         Self {
             current: ArcSwapOption::empty(),
             evidence: Evidence::default(),
@@ -85,6 +93,7 @@ impl TokenCache {
             source,
             clock,
             limits,
+            fleet: fleet.map(Arc::new),
         }
     }
 
@@ -140,7 +149,7 @@ impl TokenCache {
         if state.flight(now).is_some() || state.grounding(now).is_some() {
             return;
         }
-        match state.ground_without_budget(now) {
+        match self.ground_without_budget(&mut state, now) {
             Some((grounding, is_news)) => {
                 drop(state);
                 grounding.trace_if(is_news);
@@ -213,7 +222,7 @@ impl TokenCache {
         if let Some(grounding) = grounding {
             return Ok(Found::Grounded(grounding.clone()));
         }
-        if let Some((grounding, is_news)) = state.ground_without_budget(now) {
+        if let Some((grounding, is_news)) = self.ground_without_budget(&mut state, now) {
             drop(state);
             grounding.trace_if(is_news);
             return Ok(Found::Grounded(grounding));
@@ -224,6 +233,12 @@ impl TokenCache {
             Want::Forced => Reason::Forced,
         };
         Ok(Found::Flight(self.fly(state, &runtime, reason)))
+    }
+
+    /// Without room for an attempt there is no flight, unless another process may bring the token.
+    fn ground_without_budget(&self, state: &mut State, now: Instant) -> Option<(Grounding, bool)> {
+        let room_at = state.budget.free_at(now).filter(|_| self.fleet.is_none())?;
+        Some(state.ground_until(room_at, now))
     }
 
     fn at_hand(&self, want: Want, now: Moment) -> Option<Arc<Token>> {
@@ -249,11 +264,20 @@ impl TokenCache {
         current
     }
 
-    /// Starts an attempt of the flight. There is none without room in the budget, or for a flight that does not count
+    /// Starts an attempt of the flight. There is none without room in the budget, nor for a flight that does not count
     /// any more.
-    pub(crate) fn start_attempt(&self, number: u64) -> bool {
-        let mut state = self.lock();
-        state.is_current(number) && state.budget.start(Instant::now())
+    pub(crate) fn start_attempt(&self, number: u64) -> Result<(), FlightError> {
+        let (mut state, now) = (self.lock(), Instant::now());
+        if !state.is_current(number) {
+            return Err(FlightError::Interrupted);
+        }
+        match state.budget.free_at(now) {
+            Some(room_at) => Err(FlightError::NoRoom(room_at)),
+            None => {
+                state.budget.start(now);
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn end_attempt(&self, number: u64) {
@@ -261,6 +285,10 @@ impl TokenCache {
         if state.is_current(number) {
             state.budget.end(Instant::now());
         }
+    }
+
+    pub(crate) fn turn(&self) -> Option<Turn> {
+        self.fleet.as_ref().map(Fleet::turn)
     }
 
     /// When there is room for another attempt.
@@ -288,6 +316,12 @@ impl TokenCache {
                 Ok(token)
             }
             Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
+            Err(FlightError::NoRoom(room_at)) => {
+                let (grounding, is_news) = state.ground_until(room_at, now);
+                drop(state);
+                grounding.trace_if(is_news);
+                Err(grounding.error)
+            }
             Err(FlightError::Failed(failure)) => {
                 let grounding = state.ground_after(failure, &self.source.url, now, draw);
                 drop(state);
@@ -347,9 +381,9 @@ impl TokenCache {
 }
 
 fn trace_token(token: &Token, is_new: bool, reason: Reason) {
-    let (generation, lifetime) = (token.generation(), token.lifetime().as_secs());
+    let (generation, lifetime, adopted) = (token.generation(), token.lifetime().as_secs(), token.is_adopted());
     match (is_new, reason) {
-        (true, _) => tracing::info!(generation, lifetime, "new access token"),
+        (true, _) => tracing::info!(generation, lifetime, adopted, "new access token"),
         (false, Reason::Rejected(_)) => {
             tracing::warn!(generation, lifetime, "the token endpoint returned the rejected token again");
         }

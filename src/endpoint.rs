@@ -168,7 +168,7 @@ pub(crate) enum FailureKind {
 }
 
 impl Failure {
-    fn transient(fault: Fault) -> Self {
+    pub(crate) fn transient(fault: Fault) -> Self {
         Self { kind: FailureKind::Transient(fault), retry_after: None }
     }
 }
@@ -195,6 +195,8 @@ pub(crate) enum Fault {
     NotAHeader,
     #[error("the token endpoint's token has expired already")]
     Expired,
+    #[error("another process is asking for the account's token, and has brought none yet")]
+    AskedElsewhere,
 }
 
 /// RFC 6749 §4.4.2, as JSON.
@@ -291,7 +293,7 @@ fn issued(text: &[u8], date: Option<SystemTime>, asked: Moment) -> Result<Issued
     }
     let header = bearer_header(&access_token).ok_or(Fault::NotAHeader)?;
     let lifetime = lifetime(&access_token, answer.expires_in.as_ref(), date, asked.wall).ok_or(Fault::Expired)?;
-    Ok(IssuedToken { header, lifetime, asked })
+    Ok(IssuedToken { header, lifetime, asked, age: Duration::ZERO, is_adopted: false })
 }
 
 impl fmt::Display for FailureKind {

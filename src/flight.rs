@@ -8,7 +8,7 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tracing::Instrument;
 
@@ -16,7 +16,8 @@ use crate::{
     Rejection, backoff,
     cache::{Limits, Outcome, TokenCache},
     clock::Clock,
-    endpoint::{Failure, FailureKind, TokenEndpoint},
+    endpoint::{Failure, FailureKind, Fault, TokenEndpoint},
+    fleet::{Permit, Turn},
     token::IssuedToken,
 };
 
@@ -39,6 +40,8 @@ pub(crate) enum FlightError {
     /// Nobody knows: its task was dropped or panicked.
     Interrupted,
     Failed(Failure),
+    /// There is no room for an attempt before then.
+    NoRoom(Instant),
 }
 
 pub(crate) struct Flight {
@@ -79,14 +82,22 @@ impl Flight {
     }
 
     async fn attempts(&self) -> Result<IssuedToken, FlightError> {
-        let (source, clock, limits) = {
+        let (source, clock, limits, mut turn) = {
             let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
-            (cache.source.clone(), cache.clock.clone(), cache.limits.clone())
+            (cache.source.clone(), cache.clock.clone(), cache.limits.clone(), cache.turn())
         };
+        if let Some(turn) = &mut turn
+            && let Some(token) = turn.begin(self.reason == Reason::Forced, &clock).await
+        {
+            return Ok(token);
+        }
         let mut failed = 0;
         loop {
-            let deadline = self.lands_by.min(Instant::now() + limits.attempt);
-            let failure = match self.attempt(&source, &clock, deadline).await {
+            let result = match &mut turn {
+                Some(turn) => self.attempt_in_turn(turn, &source, &clock, &limits).await,
+                None => self.attempt(&source, &clock, &limits).await,
+            };
+            let failure = match result {
                 Err(FlightError::Failed(failure)) => failure,
                 ended => return ended,
             };
@@ -99,17 +110,41 @@ impl Flight {
         }
     }
 
+    /// An attempt when the fleet gives leave for one, or what another process brings instead.
+    async fn attempt_in_turn(
+        &self,
+        turn: &mut Turn,
+        source: &TokenEndpoint,
+        clock: &Clock,
+        limits: &Limits,
+    ) -> Result<IssuedToken, FlightError> {
+        let lease = loop {
+            match timeout_at(self.lands_by, turn.permit(clock)).await {
+                Ok(Permit::Adopt(token)) => return Ok(token),
+                Ok(Permit::Ask(lease)) => break lease,
+                Ok(Permit::Wait(until)) if until < self.lands_by.min(Instant::now() + limits.max_wait) => {
+                    sleep_until(until).await;
+                }
+                Ok(Permit::Wait(until)) => return Err(FlightError::NoRoom(until)),
+                Err(_) => return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere))),
+            }
+        };
+        let result = self.attempt(source, clock, limits).await;
+        if let Some(lease) = lease {
+            turn.end(lease, &result, clock).await;
+        }
+        result
+    }
+
     /// One HTTP request, counted in the budget.
     async fn attempt(
         &self,
         source: &TokenEndpoint,
         clock: &Clock,
-        deadline: Instant,
+        limits: &Limits,
     ) -> Result<IssuedToken, FlightError> {
-        let counts = self.cache.upgrade().is_some_and(|cache| cache.start_attempt(self.number));
-        if !counts {
-            return Err(FlightError::Interrupted);
-        }
+        self.cache.upgrade().ok_or(FlightError::Interrupted)?.start_attempt(self.number)?;
+        let deadline = self.lands_by.min(Instant::now() + limits.attempt);
         let result = source.attempt(clock, deadline).await;
         if let Some(cache) = self.cache.upgrade() {
             cache.end_attempt(self.number);

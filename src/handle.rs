@@ -80,6 +80,7 @@ impl TokenHandle {
             usable: !token.is_expired(now),
             expires_in_seconds: token.time_to_expiry(now).as_secs(),
             due_in_seconds: token.time_to_due(now).as_secs(),
+            adopted: token.is_adopted(),
         });
         let grounded = grounding.map(|grounding| Grounded {
             for_seconds: grounding.seconds_left(now.monotonic),
@@ -115,6 +116,8 @@ pub struct TokenState {
     pub expires_in_seconds: u64,
     /// Until its refresh is due; 0 if it is.
     pub due_in_seconds: u64,
+    /// Whether it came from a [store](crate::store), where another process had left it.
+    pub adopted: bool,
 }
 
 /// Until when no token request is made and why, in a [`Snapshot`].

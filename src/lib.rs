@@ -214,6 +214,13 @@ mod credentials;
 pub mod emulator;
 mod endpoint;
 mod error;
+#[cfg(feature = "file-store")]
+mod file_store;
+#[cfg(feature = "store")]
+mod fleet;
+#[cfg(not(feature = "store"))]
+#[path = "no_fleet.rs"]
+mod fleet;
 mod flight;
 mod future;
 mod handle;
@@ -230,8 +237,13 @@ mod origin;
 mod rejection;
 mod replay;
 mod replay_body;
+#[cfg(feature = "store")]
+mod seal;
 mod service;
 mod state;
+#[cfg(feature = "store")]
+#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+pub mod store;
 mod token;
 mod waiter;
 
@@ -241,6 +253,9 @@ pub use builder::ApsisAuthBuilder;
 pub use client::HttpsTransport;
 pub use credentials::{ClientCredentials, Region};
 pub use error::{AuthError, BuildError, RetryAt};
+#[cfg(feature = "file-store")]
+#[cfg_attr(docsrs, doc(cfg(feature = "file-store")))]
+pub use file_store::FileStore;
 pub use future::{AuthOutcome, ResponseFuture};
 pub use handle::{Grounded, Snapshot, TokenHandle, TokenState};
 pub use layer::{ApsisAuthLayer, CloneInner};

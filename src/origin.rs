@@ -134,6 +134,12 @@ impl Origin {
         self.scheme == Scheme::HTTPS
     }
 
+    /// RFC 6454 §6.2.
+    #[cfg(feature = "store")]
+    pub(crate) fn serialization(&self) -> String {
+        format!("{}://{}", self.scheme, self.canonical)
+    }
+
     /// Whether `request` goes to this origin, so that it may carry the token.
     #[inline]
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {

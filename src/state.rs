@@ -129,9 +129,8 @@ impl State {
         grounding
     }
 
-    /// The grounding there is without room in the budget, and whether it is a new one.
-    pub(crate) fn ground_without_budget(&mut self, now: Instant) -> Option<(Grounding, bool)> {
-        let until = self.budget.free_at(now)?;
+    /// The grounding there is without room in the budget before then, and whether it is a new one.
+    pub(crate) fn ground_until(&mut self, until: Instant, now: Instant) -> (Grounding, bool) {
         let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
         // One that lasts longer has the better reason, and a refusal has to be seen.
         let better = |grounding: &Grounding| grounding.until >= until || !grounding.error.is_retryable();
@@ -139,7 +138,7 @@ impl State {
         if is_news {
             self.grounded = Some(grounding.clone());
         }
-        Some((grounding, is_news))
+        (grounding, is_news)
     }
 }
 

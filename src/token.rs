@@ -28,7 +28,7 @@ const LARGEST_MARGIN: Duration = Duration::from_secs(60);
 
 /// Tokens live up to 24 h (developer.apsis.com, "Authentication"). A claim of more than a week is a mistake; nothing
 /// is lost by asking again after one.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// For a token that does not tell its lifetime.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -43,6 +43,9 @@ pub(crate) struct IssuedToken {
     pub(crate) lifetime: Duration,
     /// When it was asked for. The lifetime counts from here: the server measured it later.
     pub(crate) asked: Moment,
+    /// What of the lifetime was over already, since another process of the fleet had asked for it before.
+    pub(crate) age: Duration,
+    pub(crate) is_adopted: bool,
 }
 
 impl IssuedToken {
@@ -53,7 +56,7 @@ impl IssuedToken {
 
     fn usable_for(&self) -> Duration {
         let margin = LARGEST_MARGIN.min(self.lifetime / 10);
-        self.lifetime.saturating_sub(margin)
+        self.lifetime.saturating_sub(margin).saturating_sub(self.age)
     }
 }
 
@@ -65,6 +68,7 @@ pub(crate) struct Token {
     usable_for: Duration,
     due_after: Duration,
     lifetime: Duration,
+    is_adopted: bool,
     unchanged_refreshes: u32,
     /// Nanoseconds after `born` by the monotonic clock. Until then a request needs to look at nothing else.
     next_look: AtomicU64,
@@ -79,8 +83,9 @@ impl Token {
             header: issued.header,
             generation,
             born: issued.asked,
-            due_after: issued.lifetime.mul_f64(0.75 + 0.15 * draw),
-            lifetime: issued.lifetime,
+            due_after: issued.lifetime.mul_f64(0.75 + 0.15 * draw).saturating_sub(issued.age),
+            lifetime: issued.lifetime.saturating_sub(issued.age),
+            is_adopted: issued.is_adopted,
             unchanged_refreshes,
             next_look: AtomicU64::new(0),
         };
@@ -100,6 +105,11 @@ impl Token {
 
     pub(crate) fn lifetime(&self) -> Duration {
         self.lifetime
+    }
+
+    /// Whether another process of the fleet asked for it.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.is_adopted
     }
 
     pub(crate) fn unchanged_refreshes(&self) -> u32 {
@@ -190,8 +200,7 @@ impl AccessToken {
     /// The token itself. Whoever has it can use the API in the account's name.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        let header = self.0.header().as_bytes();
-        std::str::from_utf8(&header[SCHEME.len()..]).unwrap_or_default()
+        std::str::from_utf8(of_header(self.0.header())).unwrap_or_default()
     }
 
     /// The number of the token in this process, counted from 1. A newer token has a higher one.
@@ -219,6 +228,11 @@ pub(crate) fn bearer_header(access_token: &str) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_maybe_shared(Bytes::from_owner(header)).ok()?;
     header.set_sensitive(true);
     Some(header)
+}
+
+/// The token of a header that [`bearer_header`] made.
+pub(crate) fn of_header(header: &HeaderValue) -> &[u8] {
+    &header.as_bytes()[SCHEME.len()..]
 }
 
 /// How long a token lives: by its `exp` and the server's own clock, so that a local clock that is wrong does no harm.

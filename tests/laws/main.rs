@@ -5,9 +5,11 @@
 mod allocator;
 mod bodies;
 mod capacity;
+mod fleet;
 mod heads;
 mod hot_path;
 mod many_callers;
+mod memory;
 mod rejection;
 mod requests;
 mod scope;

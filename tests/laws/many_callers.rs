@@ -1249,14 +1249,14 @@ fn alive_tasks() -> usize {
 
 /// The moments at which a transport was called.
 #[derive(Clone, Default)]
-struct Attempts(Arc<Mutex<Vec<Instant>>>);
+pub(crate) struct Attempts(Arc<Mutex<Vec<Instant>>>);
 
 impl Attempts {
-    fn before<S>(&self, transport: S) -> Counted<S> {
+    pub(crate) fn before<S>(&self, transport: S) -> Counted<S> {
         Counted { attempts: self.clone(), transport }
     }
 
-    fn all(&self) -> Vec<Instant> {
+    pub(crate) fn all(&self) -> Vec<Instant> {
         self.0.lock().unwrap().clone()
     }
 
@@ -1266,7 +1266,7 @@ impl Attempts {
 }
 
 #[derive(Clone)]
-struct Counted<S> {
+pub(crate) struct Counted<S> {
     attempts: Attempts,
     transport: S,
 }

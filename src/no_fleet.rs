@@ -1,0 +1,41 @@
+//! What a flight knows of a fleet where the feature `store` is not there to make one.
+
+use std::{convert::Infallible, sync::Arc};
+
+use tokio::time::Instant;
+
+use crate::{clock::Clock, flight::FlightError, token::IssuedToken};
+
+pub(crate) type Lease = Infallible;
+
+pub(crate) enum Fleet {}
+
+pub(crate) enum Turn {}
+
+#[expect(dead_code, reason = "nobody gives one")]
+pub(crate) enum Permit {
+    Adopt(IssuedToken),
+    Ask(Option<Lease>),
+    Wait(Instant),
+}
+
+impl Fleet {
+    pub(crate) fn turn(self: &Arc<Self>) -> Turn {
+        match **self {}
+    }
+}
+
+#[expect(clippy::unused_async, reason = "as the real one")]
+impl Turn {
+    pub(crate) async fn begin(&mut self, _: bool, _: &Clock) -> Option<IssuedToken> {
+        match *self {}
+    }
+
+    pub(crate) async fn permit(&mut self, _: &Clock) -> Permit {
+        match *self {}
+    }
+
+    pub(crate) async fn end(&self, _: Lease, _: &Result<IssuedToken, FlightError>, _: &Clock) {
+        match *self {}
+    }
+}

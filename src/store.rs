@@ -1,0 +1,387 @@
+//! [`TokenStore`]: where the processes of a fleet keep the one token they share.
+//!
+//! APSIS One allows an account ten token requests a minute, over all its processes (developer.apsis.com/reference/limits).
+//! Fifty processes that start together need fifty, and a cron job needs one each time it runs. With a store, whoever comes
+//! first asks, and the others take what it was given.
+//!
+//! | processes | store |
+//! | --- | --- |
+//! | one that runs for long | none |
+//! | several on one machine, as one user; a cron job | `FileStore`, a folder (feature `file-store`) |
+//! | on several machines | your own [`TokenStore`], for what they all reach |
+//!
+//! They have to have the same credentials and the same base URL.
+//!
+//! # What a flight does
+//!
+//! It looks into the store, and adopts a token that is newer than the one it is to replace. If there is none, it wants the
+//! **lease**: whoever gets it asks APSIS One, and **publishes** the answer; the others look again about every 100 ms. A lease
+//! lasts as long as an attempt may take, and 2 s more: if its holder dies, another one has it then. Each lease has a **fence**, a
+//! number higher than any before; whoever publishes under an older one comes too late and is not heard.
+//!
+//! Attempts count in the store, so that the budget of token requests is the fleet's; each process counts its own as well. What
+//! an account as a whole was told, to wait or that its key is refused, all of them wait for.
+//!
+//! An operation that fails, or takes longer than a second, lets the process go on alone: it asks by itself, within its own budget. That
+//! is said once, as a warning, and once more when the store is back. No request fails for it, and a request with a good token at hand
+//! never goes to the store. A store that is replaced by an empty one costs at most one more token request.
+//!
+//! # What is stored, and who can do what with it
+//!
+//! The token, its lifetime and its age, sealed with AES-256-GCM (RFC 5116) under a key that HKDF-SHA-256 (RFC 5869) derives from
+//! the client secret. Bound to that are the format, the fence, the base URL's origin and the client ID.
+//!
+//! 1. Who reads the store learns when tokens are asked for and how long they are, and neither a token nor whose it is: the name
+//!    of an entry is derived from the secret, too.
+//! 2. Who writes to it can keep the processes from sharing, and make them wait for a lease or a pause, up to their longest wait; they go on
+//!    alone, or fail by their time limit.
+//! 3. He cannot bring in a token of his own, another account's, or an older one in place of a newer.
+//! 4. He can put back an entry that was there under the same fence; its token is then what it was.
+//! 5. Who has the secret can read all of it. He could as well ask for a token.
+//! 6. A secret that was changed leaves its entries unread behind. A token of the old one lives on at APSIS One as long as that says.
+//! 7. What was published is overwritten by the next, not wiped: a store that keeps its history keeps old tokens, sealed.
+//! 8. A secret that can be guessed can be guessed from an entry, by trying. Those of APSIS One cannot.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tower::BoxError;
+
+/// What a fleet shares its token through: a store that all its processes reach.
+///
+/// Implement it for what you run; for a folder and for Redis the crate brings `FileStore` and `RedisStore`. What is stored
+/// is sealed before it comes here, and the name it goes by says nothing of the account. So a store needs no secrets of its
+/// own, and nobody who reads it learns a token.
+///
+/// A store holds for each name the newest entry, the lease of the one process that is asking for a token, and the attempts
+/// of the last minute. An operation that fails or takes longer than a second makes the process go on alone, and is no
+/// failure of a request.
+///
+/// For one process, without a fleet:
+///
+/// ```
+/// use std::{collections::HashMap, sync::Mutex, time::{Duration, Instant}};
+///
+/// use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
+/// use bytes::Bytes;
+/// use tower::BoxError;
+///
+/// #[derive(Default)]
+/// struct InMemory(Mutex<HashMap<String, Account>>);
+///
+/// #[derive(Default)]
+/// struct Account {
+///     fence: u64,
+///     entry: Option<(u64, Bytes, Instant)>,
+///     /// The fence of the lease and its end.
+///     lease: Option<(u64, Instant)>,
+///     /// No attempt before then.
+///     paused: Option<Instant>,
+///     /// When each attempt stops to count.
+///     attempts: Vec<Instant>,
+/// }
+///
+/// impl Account {
+///     fn entry(&self) -> Option<Entry> {
+///         let (fence, sealed, stored) = self.entry.clone()?;
+///         Some(Entry::new(fence, sealed, stored.elapsed()))
+///     }
+///
+///     fn end(&mut self, lease: &Lease) {
+///         if self.lease.is_some_and(|(fence, _)| fence == lease.fence()) {
+///             self.lease = None;
+///         }
+///     }
+/// }
+///
+/// impl TokenStore for InMemory {
+///     async fn load(&self, name: &str) -> Result<Option<Entry>, BoxError> {
+///         Ok(self.0.lock().unwrap().get(name).and_then(Account::entry))
+///     }
+///
+///     async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+///         let (mut accounts, now) = (self.0.lock().unwrap(), Instant::now());
+///         let account = accounts.entry(name.to_owned()).or_default();
+///         if let Some(entry) = account.entry().filter(|entry| entry.fence() > request.newer_than()) {
+///             return Ok(Leasing::Newer(entry));
+///         }
+///         if let Some((fence, end)) = account.lease.filter(|&(_, end)| end > now) {
+///             return Ok(Leasing::Held { fence, left: end - now });
+///         }
+///         if let Some(end) = account.paused.filter(|&end| end > now) {
+///             return Ok(Leasing::Paused(end - now));
+///         }
+///         account.attempts.retain(|&end| end > now);
+///         if account.attempts.len() >= request.attempts_per_minute() as usize {
+///             return Ok(Leasing::Paused(account.attempts[0] - now));
+///         }
+///         // Where the memory is lost with the process, the fence has to come from a clock.
+///         account.fence += 1;
+///         account.lease = Some((account.fence, now + request.lasts()));
+///         account.attempts.push(now + request.lasts() + Duration::from_secs(60));
+///         Ok(Leasing::Granted(Lease::new(account.fence)))
+///     }
+///
+///     async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
+///         let mut accounts = self.0.lock().unwrap();
+///         let account = accounts.entry(name.to_owned()).or_default();
+///         account.end(&lease);
+///         if account.fence <= lease.fence() {
+///             account.entry = Some((lease.fence(), sealed, Instant::now()));
+///         }
+///         Ok(())
+///     }
+///
+///     async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+///         let mut accounts = self.0.lock().unwrap();
+///         let account = accounts.entry(name.to_owned()).or_default();
+///         account.end(&lease);
+///         account.paused = Some(Instant::now() + pause);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait TokenStore: Send + Sync + 'static {
+    /// The newest entry of this name, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from being read. An entry that is not there is none.
+    fn load(&self, name: &str) -> impl Future<Output = Result<Option<Entry>, BoxError>> + Send;
+
+    /// Leave to make one token request, or what there is instead. All in one step: of two processes that want a lease, one
+    /// gets it.
+    ///
+    /// The first of these that holds is the answer:
+    ///
+    /// 1. [`Newer`](Leasing::Newer), if there is an entry whose fence is higher than
+    ///    [`newer_than`](LeaseRequest::newer_than).
+    /// 2. [`Held`](Leasing::Held), if there is a lease that neither ended nor was given back, unless it is this
+    ///    [`owner`](LeaseRequest::owner)'s.
+    /// 3. [`Paused`](Leasing::Paused), if a pause is not over, or if as many attempts as
+    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count. An attempt counts from its lease until a minute after
+    ///    it was published or given back, or else until a minute after the end of its lease.
+    /// 4. [`Granted`](Leasing::Granted), with a fence that is higher than any that was granted or published under this name. A store
+    ///    that may lose its memory takes the fence from its clock: at least the milliseconds since 1970, and more than the last.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept the lease from being granted.
+    fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send;
+
+    /// Stores an entry and ends the lease. An entry of a lease with a lower fence than the last one granted or published is
+    /// dropped, which is no error.
+    ///
+    /// `lifetime` is how long the entry is of use to anybody; it may be kept longer.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept it from being stored.
+    fn publish(
+        &self,
+        name: &str,
+        lease: Lease,
+        sealed: Bytes,
+        lifetime: Duration,
+    ) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// Ends the lease of an attempt that failed. Nobody gets one before the pause is over.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept it from being ended. It ends by itself, then.
+    fn release(&self, name: &str, lease: Lease, pause: Duration) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
+
+/// What is stored: a token that is sealed, and its place among the others.
+#[derive(Clone)]
+pub struct Entry {
+    fence: u64,
+    sealed: Bytes,
+    age: Duration,
+}
+
+impl Entry {
+    /// An entry that was published under this fence, so long ago by the store's own clock.
+    pub fn new(fence: u64, sealed: impl Into<Bytes>, age: Duration) -> Self {
+        Self { fence, sealed: sealed.into(), age }
+    }
+
+    /// Of the lease that it was published under.
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    /// What was given to [`publish`](TokenStore::publish).
+    #[must_use]
+    pub fn sealed(&self) -> &Bytes {
+        &self.sealed
+    }
+
+    /// How long ago it was published, by the store's own clock. The clocks of the processes may differ.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fence, sealed, age } = self;
+        f.debug_struct("Entry").field("fence", fence).field("bytes", &sealed.len()).field("age", age).finish()
+    }
+}
+
+/// What a process says when it wants to make a token request.
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    owner: u64,
+    newer_than: u64,
+    lasts: Duration,
+    attempts_per_minute: u32,
+}
+
+impl LeaseRequest {
+    /// A request, for the tests of a store.
+    #[must_use]
+    pub fn new(owner: u64, newer_than: u64, lasts: Duration, attempts_per_minute: u32) -> Self {
+        Self { owner, newer_than, lasts, attempts_per_minute }
+    }
+
+    /// Drawn at random by each layer. Whoever did not hear that he was granted a lease gets another one in its place.
+    #[must_use]
+    pub fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// An entry with a higher fence does instead of a lease.
+    #[must_use]
+    pub fn newer_than(&self) -> u64 {
+        self.newer_than
+    }
+
+    /// The end of the lease: whoever is not back by then is taken for dead.
+    #[must_use]
+    pub fn lasts(&self) -> Duration {
+        self.lasts
+    }
+
+    /// How many attempts the fleet may make in any minute.
+    #[must_use]
+    pub fn attempts_per_minute(&self) -> u32 {
+        self.attempts_per_minute
+    }
+}
+
+/// The answer to a [`LeaseRequest`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Leasing {
+    /// Nobody else asks for a token until the lease ends.
+    Granted(Lease),
+    /// There is a newer entry.
+    Newer(Entry),
+    /// Another process has a lease.
+    Held {
+        /// Its fence.
+        fence: u64,
+        /// Until its end, where that is known.
+        left: Duration,
+    },
+    /// No attempt of anybody for so long.
+    Paused(Duration),
+}
+
+/// Leave to make one token request.
+#[derive(Debug)]
+pub struct Lease {
+    fence: u64,
+    #[allow(dead_code, reason = "it is held, and dropped")]
+    guard: Option<Box<dyn Guard>>,
+}
+
+/// What a [`Lease`] may hold.
+trait Guard: fmt::Debug + Send + Sync {}
+
+impl<T: fmt::Debug + Send + Sync> Guard for T {}
+
+impl Lease {
+    /// A lease with this fence.
+    #[must_use]
+    pub fn new(fence: u64) -> Self {
+        Self { fence, guard: None }
+    }
+
+    /// The same, with something that is dropped when the lease is, be it that its flight was dropped: a lock.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: impl fmt::Debug + Send + Sync + 'static) -> Self {
+        self.guard = Some(Box::new(guard));
+        self
+    }
+
+    /// Higher than that of any lease before.
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+
+/// Any store, behind a pointer.
+pub(crate) trait AnyStore: Send + Sync {
+    fn load<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<Entry>>;
+    fn lease<'a>(&'a self, name: &'a str, request: &'a LeaseRequest) -> BoxFuture<'a, Leasing>;
+    fn publish<'a>(&'a self, name: &'a str, lease: Lease, sealed: Bytes, lifetime: Duration) -> BoxFuture<'a, ()>;
+    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Duration) -> BoxFuture<'a, ()>;
+}
+
+impl fmt::Debug for dyn AnyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenStore").finish_non_exhaustive()
+    }
+}
+
+impl<S: TokenStore> AnyStore for S {
+    fn load<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<Entry>> {
+        Box::pin(TokenStore::load(self, name))
+    }
+
+    fn lease<'a>(&'a self, name: &'a str, request: &'a LeaseRequest) -> BoxFuture<'a, Leasing> {
+        Box::pin(TokenStore::lease(self, name, request))
+    }
+
+    fn publish<'a>(&'a self, name: &'a str, lease: Lease, sealed: Bytes, lifetime: Duration) -> BoxFuture<'a, ()> {
+        Box::pin(TokenStore::publish(self, name, lease, sealed, lifetime))
+    }
+
+    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Duration) -> BoxFuture<'a, ()> {
+        Box::pin(TokenStore::release(self, name, lease, pause))
+    }
+}
+
+/// Several layers, and tests, may share one.
+impl<S: TokenStore> TokenStore for Arc<S> {
+    fn load(&self, name: &str) -> impl Future<Output = Result<Option<Entry>, BoxError>> + Send {
+        S::load(self, name)
+    }
+
+    fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send {
+        S::lease(self, name, request)
+    }
+
+    fn publish(
+        &self,
+        name: &str,
+        lease: Lease,
+        sealed: Bytes,
+        lifetime: Duration,
+    ) -> impl Future<Output = Result<(), BoxError>> + Send {
+        S::publish(self, name, lease, sealed, lifetime)
+    }
+
+    fn release(&self, name: &str, lease: Lease, pause: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+        S::release(self, name, lease, pause)
+    }
+}

@@ -1,0 +1,542 @@
+//! Processes that share a token through a store. A process is a layer of its own.
+
+use std::time::Duration;
+
+use apsis_auth::{
+    ApsisAuth, ApsisAuthLayer, AuthError, ClientCredentials,
+    emulator::{Answer, Emulator},
+    store::{LeaseRequest, Leasing, TokenStore},
+};
+use http::StatusCode;
+use tokio::time::{Instant, advance, sleep};
+use tower::Layer;
+
+use crate::{
+    many_callers::Attempts,
+    memory::{Condition, Memory},
+    support::{BASE, World, all, keyspaces, limited, once, send},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A process that shares its token through this store, and draws by its number.
+fn process(world: &World, store: &Memory, number: usize) -> ApsisAuthLayer {
+    let draws = std::sync::Mutex::new(fastrand::Rng::with_seed(number as u64));
+    world.builder().random(move || draws.lock().unwrap().f64()).store(store.clone()).build().unwrap()
+}
+
+fn fleet(world: &World, store: &Memory, processes: usize) -> Vec<ApsisAuth<Emulator>> {
+    (0..processes).map(|number| process(world, store, number).layer(world.apsis.clone())).collect()
+}
+
+async fn statuses(fleet: &[ApsisAuth<Emulator>]) -> Vec<StatusCode> {
+    all(fleet.len(), |number| {
+        let client = fleet[number].clone();
+        async move { send(&client, keyspaces()).await.unwrap().status() }
+    })
+    .await
+}
+
+// One token for all.
+
+#[tokio::test(start_paused = true)]
+async fn fifty_cold_processes_make_one_token_request() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_token_delay(SECOND);
+        let started = Instant::now();
+
+        assert_eq!(statuses(&fleet(&world, &store, 50)).await, [StatusCode::OK; 50]);
+
+        assert_eq!(world.token_requests(), 1);
+        assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn revoked_tokens_cost_the_fleet_one_more_request_and_no_caller_sees_a_rejection() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 50);
+        statuses(&fleet).await;
+        for round in 2..6 {
+            advance(MINUTE).await;
+            world.apsis.revoke_tokens();
+            world.apsis.set_token_delay(SECOND);
+            assert_eq!(statuses(&fleet).await, [StatusCode::OK; 50]);
+            assert_eq!(world.token_requests(), round);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_by_one_process_serves_all() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 50);
+        let started = Instant::now();
+        while started.elapsed() < 7 * 24 * HOUR {
+            for client in &fleet {
+                assert_eq!(send(client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+            }
+            sleep(10 * MINUTE).await;
+        }
+        // Each refresh comes after three quarters of a day at the earliest.
+        assert!((8..=10).contains(&world.token_requests()), "{}", world.token_requests());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_later_adopts_the_stored_token_and_asks_for_none() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        process(&world, &store, 0).handle().warm_up().await.unwrap();
+        for number in 1..100 {
+            advance(10 * MINUTE).await;
+            let layer = process(&world, &store, number);
+            let client = layer.layer(world.apsis.clone());
+            assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+            let token = layer.handle().snapshot().token.unwrap();
+            assert!(token.adopted);
+            assert_eq!(token.expires_in_seconds, 24 * 3600 - 600 * number as u64);
+        }
+        assert_eq!(world.token_requests(), 1);
+        // By then it was due. Who adopted it refreshes it, unless it is gone in no time.
+        advance(6 * HOUR).await;
+        let layer = process(&world, &store, 100);
+        let client = layer.layer(world.apsis.clone());
+        send(&client, keyspaces()).await.unwrap();
+        sleep(SECOND).await;
+        send(&client, keyspaces()).await.unwrap();
+        sleep(SECOND).await;
+        assert_eq!(world.token_requests(), 1);
+        sleep(5 * SECOND).await;
+        send(&client, keyspaces()).await.unwrap();
+        sleep(SECOND).await;
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_adopted_is_used_no_longer_than_by_who_asked_for_it() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_token_lifetime(HOUR);
+        process(&world, &store, 0).handle().warm_up().await.unwrap();
+        advance(59 * MINUTE - SECOND).await;
+        let late = process(&world, &store, 1).handle();
+        late.warm_up().await.unwrap();
+        assert_eq!(world.token_requests(), 1);
+        // Its margin of a minute is reached.
+        advance(2 * SECOND).await;
+        assert!(!late.snapshot().token.unwrap().usable);
+        late.get().await.unwrap();
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_differs_changes_nothing() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        process(&world, &store, 0).handle().warm_up().await.unwrap();
+        advance(HOUR).await;
+        for days in [-3, 3] {
+            let elsewhere = World { apsis: world.apsis.clone(), wall: World::new().wall };
+            elsewhere.wall.jump(days * 86_400);
+            let handle = process(&elsewhere, &store, 1).handle();
+            handle.warm_up().await.unwrap();
+            assert_eq!(handle.snapshot().token.unwrap().expires_in_seconds, 23 * 3600);
+        }
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_looked_for_in_the_store_first() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 2);
+        statuses(&fleet).await;
+        advance(MINUTE).await;
+        world.apsis.revoke_tokens();
+        assert_eq!(send(&fleet[0], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(world.token_requests(), 2);
+        advance(HOUR).await;
+        assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_a_day_that_is_followed_by_one_of_an_hour_is_followed_by_it_everywhere() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 20);
+        statuses(&fleet).await;
+        advance(MINUTE).await;
+        world.apsis.revoke_tokens();
+        world.apsis.set_token_lifetime(HOUR);
+        assert_eq!(statuses(&fleet).await, [StatusCode::OK; 20]);
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_renewal_asks_although_there_is_a_stored_token_and_the_others_adopt_what_it_brings() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let [first, second] = [0, 1].map(|number| process(&world, &store, number).handle());
+        first.warm_up().await.unwrap();
+        let forced = second.renew().await.unwrap();
+        assert_eq!(world.token_requests(), 2);
+        assert!(!second.snapshot().token.unwrap().adopted);
+        world.apsis.revoke_tokens();
+        assert_eq!(first.get().await.unwrap().generation(), 1);
+        let _ = forced;
+    })
+    .await;
+}
+
+// Leases.
+
+#[tokio::test(start_paused = true)]
+async fn when_the_holder_of_the_lease_dies_another_process_asks_once_the_lease_is_over() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 20);
+        statuses(&fleet).await;
+        advance(MINUTE).await;
+        world.apsis.revoke_tokens();
+        // Somebody has it, and is never heard of again.
+        store.change(|account| account.hold(17 * SECOND));
+        let started = Instant::now();
+        assert_eq!(statuses(&fleet).await, [StatusCode::OK; 20]);
+        assert!((17 * SECOND..18 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_does_not_end_keeps_nobody_from_asking_alone_within_the_wait_of_a_request() {
+    limited(async {
+        let (world, store) = (World::new(), Forever);
+        let layer = world.builder().store(store).build().unwrap();
+        let started = Instant::now();
+        let client = layer.layer(world.apsis.clone());
+        assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert!((17 * SECOND..19 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+/// A store whose lease somebody has, always.
+struct Forever;
+
+impl TokenStore for Forever {
+    async fn load(&self, _: &str) -> Result<Option<apsis_auth::store::Entry>, tower::BoxError> {
+        Ok(None)
+    }
+
+    async fn lease(&self, _: &str, request: &LeaseRequest) -> Result<Leasing, tower::BoxError> {
+        Ok(Leasing::Held { fence: 7, left: request.lasts() })
+    }
+
+    async fn publish(
+        &self,
+        _: &str,
+        _: apsis_auth::store::Lease,
+        _: bytes::Bytes,
+        _: Duration,
+    ) -> Result<(), tower::BoxError> {
+        unreachable!("nobody has a lease")
+    }
+
+    async fn release(&self, _: &str, _: apsis_auth::store::Lease, _: Duration) -> Result<(), tower::BoxError> {
+        unreachable!("nobody has a lease")
+    }
+}
+
+// The budget.
+
+#[tokio::test(start_paused = true)]
+async fn the_attempts_of_all_processes_count_together() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_token_limit(1_000);
+        let attempts = Attempts::default();
+        let fleet: Vec<_> = (0..20)
+            .map(|_| {
+                let builder = world.builder().transport(attempts.before(world.apsis.clone())).random(fastrand::f64);
+                builder.store(store.clone()).build().unwrap().layer(world.apsis.clone())
+            })
+            .collect();
+        world.apsis.script_token_answers((0..1_000).map(|_| Answer::status(StatusCode::BAD_GATEWAY)));
+        let started = Instant::now();
+        while started.elapsed() < 10 * MINUTE {
+            all(fleet.len(), |number| {
+                let client = fleet[number].clone();
+                async move { send(&client, keyspaces()).await.unwrap_err() }
+            })
+            .await;
+            sleep(SECOND).await;
+        }
+        let attempts = attempts.all();
+        assert!(attempts.len() >= 20, "{}", attempts.len());
+        let crowd = attempts.windows(5).find(|window| window[4] - window[0] < MINUTE);
+        assert_eq!(crowd, None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_one_process_hears_of_is_kept_by_all() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 20);
+        world.apsis.script_token_answers([Answer::too_many_requests().header("retry-after", "45")]);
+        let started = Instant::now();
+        all(fleet.len(), |number| {
+            let client = fleet[number].clone();
+            async move { send(&client, keyspaces()).await.unwrap_err() }
+        })
+        .await;
+        assert_eq!(world.token_requests(), 1);
+        while world.token_requests() == 1 {
+            let _ = send(&fleet[1], keyspaces()).await;
+            sleep(SECOND).await;
+        }
+        assert!((45 * SECOND..52 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+// The store is never a reason to fail.
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_or_silent_fails_no_request_and_delays_a_cold_one_by_seconds() {
+    limited(async {
+        for (condition, delay) in [(Condition::Down, Duration::ZERO), (Condition::Silent, 2 * SECOND)] {
+            let (world, store) = (World::new(), Memory::default());
+            store.set(condition);
+            let started = Instant::now();
+            assert_eq!(statuses(&fleet(&world, &store, 5)).await, [StatusCode::OK; 5]);
+            assert!(
+                (delay..delay + 10 * Duration::from_millis(1)).contains(&started.elapsed()),
+                "{:?}",
+                started.elapsed()
+            );
+            assert_eq!(world.token_requests(), 5);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_a_good_token_never_touches_the_store() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 1);
+        statuses(&fleet).await;
+        let operations = store.operations();
+        store.set(Condition::Silent);
+        for _ in 0..100 {
+            let started = Instant::now();
+            assert_eq!(send(&fleet[0], keyspaces()).await.unwrap().status(), StatusCode::OK);
+            assert_eq!(started.elapsed(), Duration::ZERO);
+            advance(10 * MINUTE).await;
+        }
+        assert_eq!(store.operations(), operations);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_went_on_alone_share_again_once_the_store_is_back() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        store.set(Condition::Down);
+        let fleet = fleet(&world, &store, 5);
+        statuses(&fleet).await;
+        assert_eq!(world.token_requests(), 5);
+        store.set(Condition::Well);
+        advance(2 * MINUTE).await;
+        world.apsis.revoke_tokens();
+        assert_eq!(statuses(&fleet).await, [StatusCode::OK; 5]);
+        assert_eq!(world.token_requests(), 6);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn from_a_store_that_cannot_be_written_to_a_token_is_adopted_and_without_one_each_asks_alone() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        process(&world, &store, 0).handle().warm_up().await.unwrap();
+        store.set(Condition::ReadOnly);
+        let handle = process(&world, &store, 1).handle();
+        handle.warm_up().await.unwrap();
+        assert!(handle.snapshot().token.unwrap().adopted);
+        assert_eq!(world.token_requests(), 1);
+        handle.renew().await.unwrap();
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_emptied_costs_nothing_while_the_tokens_are_good() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 10);
+        statuses(&fleet).await;
+        store.empty();
+        assert_eq!(statuses(&fleet).await, [StatusCode::OK; 10]);
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn alone_each_process_keeps_its_own_budget() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        store.set(Condition::Down);
+        let handle = process(&world, &store, 0).handle();
+        for _ in 0..4 {
+            handle.renew().await.unwrap();
+        }
+        world.apsis.set_token_limit(1_000);
+        let error = tokio::time::timeout(SECOND, handle.renew()).await;
+        assert!(matches!(error, Err(_) | Ok(Err(AuthError::OutOfBudget { .. }))), "{error:?}");
+        assert_eq!(world.token_requests(), 4);
+    })
+    .await;
+}
+
+// What is stored.
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_says_neither_the_token_nor_the_secret_nor_the_id() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let handle = process(&world, &store, 0).handle();
+        let token = handle.get().await.unwrap();
+        let (stored, names) = (store.sealed().unwrap(), store.names());
+        let key = world.apsis.api_key();
+        assert_eq!(names.len(), 1);
+        for secret in [token.expose_secret(), key.client_secret(), key.client_id()] {
+            for part in secret.as_bytes().windows(8) {
+                assert!(!stored.windows(8).any(|window| window == part));
+                assert!(!names[0].as_bytes().windows(8).any(|window| window == part));
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts_and_secrets_and_origins_have_entries_of_their_own() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let key = world.apsis.api_key();
+        let (id, secret) = (key.client_id(), key.client_secret());
+        let mut names = Vec::new();
+        for (id, secret, base) in [
+            (id, secret, BASE),
+            (id, "another secret", BASE),
+            ("another-id", secret, BASE),
+            (id, secret, "https://api-apac.apsis.one"),
+        ] {
+            let credentials = ClientCredentials::new(id, secret).unwrap();
+            let layer = ApsisAuthLayer::builder(credentials, base).transport(world.apsis.clone()).store(store.clone());
+            let _ = layer.build().unwrap().handle().warm_up().await;
+            names = store.names();
+        }
+        assert_eq!(names.len(), 4, "{names:?}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_was_changed_cut_or_moved_is_a_miss_and_no_error() {
+    limited(async {
+        let flip = |at: usize| {
+            move |sealed: &[u8]| {
+                let mut changed = sealed.to_vec();
+                let at = at.min(changed.len() - 1);
+                changed[at] ^= 1;
+                changed
+            }
+        };
+        let cut = |to: usize| move |sealed: &[u8]| sealed[..to.min(sealed.len() - 1)].to_vec();
+        let changes: Vec<Box<dyn Fn(&[u8]) -> Vec<u8>>> = vec![
+            Box::new(flip(0)),
+            Box::new(flip(1)),
+            Box::new(flip(13)),
+            Box::new(flip(100)),
+            Box::new(flip(usize::MAX)),
+            Box::new(cut(0)),
+            Box::new(cut(1)),
+            Box::new(cut(12)),
+            Box::new(cut(13)),
+            Box::new(cut(30)),
+            Box::new(cut(usize::MAX)),
+            Box::new(|sealed| [sealed, b"x"].concat()),
+            Box::new(|_| b"garbage".to_vec()),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let (world, store) = (World::new(), Memory::default());
+            process(&world, &store, 0).handle().warm_up().await.unwrap();
+            store.change(|account| {
+                let (_, sealed, _) = account.entry.as_mut().unwrap();
+                *sealed = change(sealed).into();
+            });
+            let handle = process(&world, &store, 1).handle();
+            handle.warm_up().await.unwrap();
+            assert!(!handle.snapshot().token.unwrap().adopted, "{number}");
+            assert_eq!(world.token_requests(), 2, "{number}");
+            // What it published is good again.
+            let handle = process(&world, &store, 2).handle();
+            handle.warm_up().await.unwrap();
+            assert!(handle.snapshot().token.unwrap().adopted, "{number}");
+        }
+        // Under another fence it is another entry.
+        let (world, store) = (World::new(), Memory::default());
+        process(&world, &store, 0).handle().warm_up().await.unwrap();
+        store.change(|account| account.entry.as_mut().unwrap().0 += 1);
+        let handle = process(&world, &store, 1).handle();
+        handle.warm_up().await.unwrap();
+        assert!(!handle.snapshot().token.unwrap().adopted);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_sent_again_renews_through_the_store_as_well() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 2);
+        statuses(&fleet).await;
+        advance(MINUTE).await;
+        world.apsis.revoke_tokens();
+        for client in &fleet {
+            assert_eq!(send(client, once()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+            sleep(SECOND).await;
+            assert_eq!(send(client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+        }
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}

@@ -1,0 +1,171 @@
+//! A token store in memory, in tokio's clock, that fails as it is told to.
+
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
+use bytes::Bytes;
+use tokio::time::Instant;
+use tower::BoxError;
+
+/// Clones share what they hold.
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    accounts: HashMap<String, Account>,
+    condition: Condition,
+    operations: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(crate) enum Condition {
+    #[default]
+    Well,
+    /// Every operation fails.
+    Down,
+    /// No operation ends.
+    Silent,
+    /// All but looking fails.
+    ReadOnly,
+}
+
+#[derive(Default)]
+pub(crate) struct Account {
+    pub(crate) fence: u64,
+    pub(crate) entry: Option<(u64, Bytes, Instant)>,
+    /// Owner, fence and end.
+    lease: Option<(u64, u64, Instant)>,
+    paused_until: Option<Instant>,
+    /// By fence, when each stops to count.
+    attempts: Vec<(u64, Instant)>,
+}
+
+impl Memory {
+    pub(crate) fn set(&self, condition: Condition) {
+        self.0.lock().unwrap().condition = condition;
+    }
+
+    /// Forgets everything.
+    pub(crate) fn empty(&self) {
+        self.0.lock().unwrap().accounts.clear();
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.0.lock().unwrap().accounts.keys().cloned().collect()
+    }
+
+    pub(crate) fn operations(&self) -> usize {
+        self.0.lock().unwrap().operations
+    }
+
+    /// What is stored, of the only account.
+    pub(crate) fn sealed(&self) -> Option<Bytes> {
+        let inner = self.0.lock().unwrap();
+        Some(inner.accounts.values().next()?.entry.as_ref()?.1.clone())
+    }
+
+    /// Changes what is stored of each account.
+    pub(crate) fn change(&self, change: impl Fn(&mut Account)) {
+        self.0.lock().unwrap().accounts.values_mut().for_each(change);
+    }
+
+    async fn within<T>(
+        &self,
+        is_writing: bool,
+        name: &str,
+        operation: impl FnOnce(&mut Account) -> T,
+    ) -> Result<T, BoxError> {
+        let condition = {
+            let mut inner = self.0.lock().unwrap();
+            inner.operations += 1;
+            inner.condition
+        };
+        match condition {
+            Condition::Silent => pending().await,
+            Condition::Down => Err("the store is down".into()),
+            Condition::ReadOnly if is_writing => Err("the store is read-only".into()),
+            Condition::Well | Condition::ReadOnly => {
+                Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
+            }
+        }
+    }
+}
+
+impl Account {
+    fn newest(&self) -> Option<Entry> {
+        let (fence, sealed, published) = self.entry.clone()?;
+        Some(Entry::new(fence, sealed, published.elapsed()))
+    }
+
+    fn lease(&mut self, request: &LeaseRequest) -> Leasing {
+        let now = Instant::now();
+        if let Some(entry) = self.newest().filter(|entry| entry.fence() > request.newer_than()) {
+            return Leasing::Newer(entry);
+        }
+        if let Some((_, fence, end)) = self.lease.filter(|&(owner, _, end)| end > now && owner != request.owner()) {
+            return Leasing::Held { fence, left: end - now };
+        }
+        self.attempts.retain(|&(_, end)| end > now);
+        if let Some(end) = self.paused_until.filter(|&end| end > now) {
+            return Leasing::Paused(end - now);
+        }
+        if self.attempts.len() >= request.attempts_per_minute() as usize {
+            return Leasing::Paused(self.attempts.iter().map(|&(_, end)| end).min().unwrap() - now);
+        }
+        self.fence += 1;
+        let end = now + request.lasts();
+        self.lease = Some((request.owner(), self.fence, end));
+        self.attempts.push((self.fence, end + MINUTE));
+        Leasing::Granted(Lease::new(self.fence))
+    }
+
+    /// A process that is not heard of again has the lease.
+    pub(crate) fn hold(&mut self, lasts: Duration) {
+        self.fence += 1;
+        self.lease = Some((0, self.fence, Instant::now() + lasts));
+    }
+
+    fn end(&mut self, lease: &Lease) {
+        for (_, end) in self.attempts.iter_mut().filter(|(fence, _)| *fence == lease.fence()) {
+            *end = Instant::now() + MINUTE;
+        }
+        self.lease = self.lease.filter(|&(_, fence, _)| fence != lease.fence());
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl TokenStore for Memory {
+    async fn load(&self, name: &str) -> Result<Option<Entry>, BoxError> {
+        self.within(false, name, |account| account.newest()).await
+    }
+
+    async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+        self.within(true, name, |account| account.lease(request)).await
+    }
+
+    async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
+        self.within(true, name, |account| {
+            account.end(&lease);
+            if account.fence <= lease.fence() {
+                account.fence = lease.fence();
+                account.entry = Some((lease.fence(), sealed, Instant::now()));
+            }
+        })
+        .await
+    }
+
+    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+        self.within(true, name, |account| {
+            account.end(&lease);
+            account.paused_until = Some(Instant::now() + pause);
+        })
+        .await
+    }
+}

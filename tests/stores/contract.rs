@@ -1,0 +1,150 @@
+//! What `TokenStore` promises, of any store. Real time: stores have clocks of their own.
+
+use std::time::Duration;
+
+use apsis_auth::store::{Lease, LeaseRequest, Leasing, TokenStore};
+use bytes::Bytes;
+use tokio::time::sleep;
+
+pub(crate) const LASTS: Duration = Duration::from_secs(20);
+const PER_MINUTE: u32 = 4;
+
+/// Each of them by a name of its own.
+pub(crate) async fn is_kept_by<S: TokenStore>(store: &S) {
+    what_was_published_is_loaded(store).await;
+    one_of_many_gets_the_lease(store).await;
+    a_newer_entry_comes_before_a_lease(store).await;
+    a_lease_that_was_given_back_is_free_after_its_pause(store).await;
+    attempts_of_the_last_minute_count(store).await;
+    fences_rise(store).await;
+    an_older_lease_publishes_nothing(store).await;
+    names_have_nothing_in_common(store).await;
+}
+
+/// A process's request for a lease, whatever is stored.
+pub(crate) fn request(owner: u64) -> LeaseRequest {
+    LeaseRequest::new(owner, u64::MAX, LASTS, PER_MINUTE)
+}
+
+pub(crate) async fn granted<S: TokenStore>(store: &S, name: &str, owner: u64) -> Lease {
+    match store.lease(name, &request(owner)).await.unwrap() {
+        Leasing::Granted(lease) => lease,
+        other => panic!("{name}, {owner}: {other:?}"),
+    }
+}
+
+pub(crate) async fn publish<S: TokenStore>(store: &S, name: &str, lease: Lease, sealed: &'static [u8]) {
+    store.publish(name, lease, Bytes::from_static(sealed), Duration::from_secs(3600)).await.unwrap();
+}
+
+async fn loaded<S: TokenStore>(store: &S, name: &str) -> Option<(u64, Vec<u8>)> {
+    let entry = store.load(name).await.unwrap()?;
+    Some((entry.fence(), entry.sealed().to_vec()))
+}
+
+async fn what_was_published_is_loaded<S: TokenStore>(store: &S) {
+    let name = "published";
+    assert_eq!(loaded(store, name).await, None);
+    for sealed in [&b"one"[..], b"", b"\x00\xff\r\n\"\\"] {
+        let lease = granted(store, name, 1).await;
+        let fence = lease.fence();
+        publish(store, name, lease, sealed).await;
+        assert_eq!(loaded(store, name).await, Some((fence, sealed.to_vec())));
+    }
+    sleep(Duration::from_millis(60)).await;
+    let age = store.load(name).await.unwrap().unwrap().age();
+    assert!((Duration::from_millis(50)..Duration::from_secs(10)).contains(&age), "{age:?}");
+}
+
+async fn one_of_many_gets_the_lease<S: TokenStore>(store: &S) {
+    let name = "one-of-many";
+    let lease = granted(store, name, 1).await;
+    for owner in 2..20 {
+        let Leasing::Held { fence, left } = store.lease(name, &request(owner)).await.unwrap() else {
+            panic!("{owner}")
+        };
+        assert_eq!(fence, lease.fence());
+        assert!(!left.is_zero() && left <= LASTS, "{left:?}");
+    }
+    publish(store, name, lease, b"one").await;
+    store.release(name, granted(store, name, 2).await, Duration::ZERO).await.unwrap();
+    granted(store, name, 3).await;
+}
+
+async fn a_newer_entry_comes_before_a_lease<S: TokenStore>(store: &S) {
+    let name = "newer";
+    let lease = granted(store, name, 1).await;
+    let fence = lease.fence();
+    publish(store, name, lease, b"one").await;
+    let newer_than = async |fence| store.lease(name, &LeaseRequest::new(2, fence, LASTS, PER_MINUTE)).await.unwrap();
+    for older in [0, fence - 1] {
+        let Leasing::Newer(entry) = newer_than(older).await else { panic!("{older}") };
+        assert_eq!((entry.fence(), entry.sealed().as_ref()), (fence, &b"one"[..]));
+    }
+    let Leasing::Granted(lease) = newer_than(fence).await else { panic!("it is not newer") };
+    // While somebody asks, what there is is still there.
+    assert_eq!(loaded(store, name).await, Some((fence, b"one".to_vec())));
+    assert!(matches!(newer_than(0).await, Leasing::Newer(_)));
+    drop(lease);
+}
+
+async fn a_lease_that_was_given_back_is_free_after_its_pause<S: TokenStore>(store: &S) {
+    let name = "given-back";
+    let pause = Duration::from_millis(300);
+    store.release(name, granted(store, name, 1).await, pause).await.unwrap();
+    let Leasing::Paused(left) = store.lease(name, &request(2)).await.unwrap() else { panic!("no pause") };
+    assert!(!left.is_zero() && left <= pause, "{left:?}");
+    sleep(left + Duration::from_millis(20)).await;
+    granted(store, name, 2).await;
+}
+
+async fn attempts_of_the_last_minute_count<S: TokenStore>(store: &S) {
+    let name = "counted";
+    for owner in 0..u64::from(PER_MINUTE) {
+        let lease = granted(store, name, owner).await;
+        match owner % 2 {
+            0 => publish(store, name, lease, b"one").await,
+            _ => store.release(name, lease, Duration::ZERO).await.unwrap(),
+        }
+    }
+    let Leasing::Paused(left) = store.lease(name, &request(9)).await.unwrap() else { panic!("one too many") };
+    assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(30), "{left:?}");
+    // Who allows more is allowed more.
+    let more = LeaseRequest::new(9, u64::MAX, LASTS, PER_MINUTE + 1);
+    assert!(matches!(store.lease(name, &more).await.unwrap(), Leasing::Granted(_)));
+}
+
+async fn fences_rise<S: TokenStore>(store: &S) {
+    let name = "fences";
+    let mut before = 0;
+    for owner in 0..u64::from(PER_MINUTE) {
+        let lease = granted(store, name, owner).await;
+        assert!(lease.fence() > before, "{} after {before}", lease.fence());
+        before = lease.fence();
+        publish(store, name, lease, b"one").await;
+    }
+    // So that a store that lost its memory does not go back.
+    assert!(before > 1_700_000_000_000, "{before}");
+}
+
+async fn an_older_lease_publishes_nothing<S: TokenStore>(store: &S) {
+    let name = "older";
+    let lease = granted(store, name, 1).await;
+    let older = Lease::new(lease.fence() - 1);
+    publish(store, name, lease, b"new").await;
+    publish(store, name, older, b"old").await;
+    assert_eq!(loaded(store, name).await.unwrap().1, b"new");
+    let lease = granted(store, name, 2).await;
+    let older = Lease::new(lease.fence() - 1);
+    store.release(name, older, Duration::from_secs(60)).await.unwrap();
+    publish(store, name, lease, b"newer").await;
+    assert_eq!(loaded(store, name).await.unwrap().1, b"newer");
+}
+
+async fn names_have_nothing_in_common<S: TokenStore>(store: &S) {
+    let (one, other) = (granted(store, "name", 1).await, granted(store, "another-name", 2).await);
+    publish(store, "name", one, b"one").await;
+    assert_eq!(loaded(store, "another-name").await, None);
+    publish(store, "another-name", other, b"other").await;
+    assert_eq!(loaded(store, "name").await.unwrap().1, b"one");
+}
