@@ -19,7 +19,6 @@ use crate::{ClientCredentials, token};
 const VERSION: u8 = 1;
 
 const KEY_LEN: usize = 32;
-const NAME_LEN: usize = 16;
 /// Lifetime and age, in milliseconds.
 const TIMES_LEN: usize = 16;
 
@@ -46,8 +45,8 @@ impl Seal {
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"apsis-auth token store");
         let root = salt.extract(credentials.secret().as_bytes());
         let key = Zeroizing::new(derive::<KEY_LEN>(&root, &[b"key", &[VERSION], &account]));
-        let name = derive::<NAME_LEN>(&root, &[b"name", &[VERSION], &account]);
-        let name = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = u128::from_be_bytes(derive(&root, &[b"name", &[VERSION], &account]));
+        let name = format!("{name:032x}");
         let key = RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("the key is as long as the algorithm's");
         Self { key, account, name }
     }
