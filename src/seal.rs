@@ -61,7 +61,8 @@ impl Seal {
         let token = token::of_header(header);
         let mut text = Zeroizing::new(Vec::with_capacity(TIMES_LEN + token.len() + AES_256_GCM.tag_len()));
         text.extend_from_slice(&milliseconds(lifetime).to_be_bytes());
-        text.extend_from_slice(&milliseconds(age).to_be_bytes());
+        // Rounded up: it is older, and never younger.
+        text.extend_from_slice(&milliseconds(age).saturating_add(1).to_be_bytes());
         text.extend_from_slice(token);
         let nonce = self
             .key

@@ -5,10 +5,13 @@
 mod allocator;
 mod bodies;
 mod capacity;
+#[cfg(feature = "store")]
 mod fleet;
 mod heads;
 mod hot_path;
 mod many_callers;
+#[cfg(feature = "store")]
+#[path = "../memory/mod.rs"]
 mod memory;
 mod rejection;
 mod requests;

@@ -31,6 +31,7 @@ use tower::{ServiceExt, timeout::error::Elapsed};
 use crate::{
     ear::Ear,
     luck::{self, Blow, OPAQUE},
+    memory::Memory,
     probe::{Counts, ID, Probe, Trace, Wall},
     seconds,
     stacks::{Above, Beneath, Client, PERMITS, Permits},
@@ -57,6 +58,8 @@ pub(crate) const REFUSED: &str = "/audience/sections";
 const PROFILE: &str = "/audience/keyspaces/com.apsis1.keyspaces.email/profiles/andy.demo%40apsis.com";
 
 const STEPS: usize = 150;
+/// At most, of one account.
+pub(crate) const PROCESSES: usize = 2;
 
 /// What one life was.
 #[derive(Clone, Debug, Default)]
@@ -86,12 +89,57 @@ struct Scene {
     above: Above,
     beneath: Beneath,
     permits: Permits,
-    client: Client,
-    handle: TokenHandle,
+    processes: Vec<Process>,
+    fleet: Fleet,
     tally: Arc<Mutex<Tally>>,
     /// A runtime died or a transport panicked, so a flight may have ended without an answer.
     was_interrupted: Arc<AtomicBool>,
     trace: Trace,
+}
+
+#[derive(Clone)]
+struct Process {
+    client: Client,
+    handle: TokenHandle,
+}
+
+/// What the processes of an account share.
+#[derive(Clone)]
+enum Fleet {
+    /// There is one process.
+    Alone,
+    /// A store that nothing happens to.
+    Well(Memory),
+    /// One that fails as well.
+    Failing(Memory),
+}
+
+impl Fleet {
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(..6) {
+            0..3 => Self::Alone,
+            3 => Self::Well(Memory::default()),
+            _ => Self::Failing(Memory::default()),
+        }
+    }
+
+    fn store(&self) -> Option<&Memory> {
+        match self {
+            Self::Alone => None,
+            Self::Well(store) | Self::Failing(store) => Some(store),
+        }
+    }
+
+    fn failing(&self) -> Option<&Memory> {
+        match self {
+            Self::Failing(store) => Some(store),
+            Self::Alone | Self::Well(_) => None,
+        }
+    }
+
+    fn processes(&self) -> usize {
+        if matches!(self, Self::Alone) { 1 } else { PROCESSES }
+    }
 }
 
 /// What became of the callers.
@@ -106,6 +154,8 @@ struct Tally {
     failed: u64,
     /// Had a token at hand, so nothing to wait for.
     at_once: u64,
+    /// Had one that another process had asked for.
+    adopted: u64,
     writes_begun: u64,
     /// Their caller was there to the end. Others were dropped, or out of time.
     writes_ended: u64,
@@ -149,7 +199,7 @@ pub(crate) fn live(seed: u64, trace: &Trace) -> Lived {
 impl Life {
     async fn begin(&mut self) -> Instant {
         let profile = Request::post(format!("{BASE}{PROFILE}")).header(ID, 0).body(Full::default()).unwrap();
-        let created = self.scene.client.clone().oneshot(profile).await.unwrap();
+        let created = self.scene.processes[0].client.clone().oneshot(profile).await.unwrap();
         assert_eq!(created.status(), StatusCode::CREATED);
         Instant::now()
     }
@@ -157,8 +207,13 @@ impl Life {
     /// One thing happens, and some time passes.
     async fn step(&mut self) -> Blow {
         // It is when there is trouble that people try to mend it.
-        let is_forced = self.scene.handle.snapshot().grounded.is_some() && self.rng.u8(..6) == 0;
-        let blow = if is_forced { Blow::ForcedRenewal } else { luck::strike(&mut self.rng, &self.scene.apsis) };
+        let is_grounded = |process: &Process| process.handle.snapshot().grounded.is_some();
+        let is_forced = self.scene.processes.iter().any(is_grounded) && self.rng.u8(..6) == 0;
+        let blow = if is_forced {
+            Blow::ForcedRenewal
+        } else {
+            luck::strike(&mut self.rng, &self.scene.apsis, self.scene.fleet.failing())
+        };
         let blow = match blow {
             Blow::RuntimeDies if !self.scene.beneath.outlives_a_runtime() => Blow::Cancellation,
             blow => blow,
@@ -183,6 +238,7 @@ impl Life {
         self.scene.check_waiters().await;
         self.hear_of_those_who_ended();
         self.scene.check_permits();
+        self.scene.check_store();
         blow
     }
 
@@ -202,9 +258,10 @@ impl Life {
 
     fn force(&mut self) {
         let scene = self.scene.clone();
+        let handle = scene.processes[self.rng.usize(..scene.processes.len())].handle.clone();
         let forced = self.callers.spawn(async move {
             let began = Instant::now();
-            let ended = scene.handle.renew().await;
+            let ended = handle.renew().await;
             let took = began.elapsed();
             scene.trace.promise(took <= MAX_WAIT + GRACE, format_args!("a forced renewal took {took:?}"));
             if let Err(error) = ended {
@@ -239,19 +296,19 @@ impl Life {
     async fn recover(&mut self, started: Instant) -> Duration {
         let scene = self.scene.clone();
         scene.trace.add("bad luck is over");
-        luck::heal(&scene.apsis);
+        luck::heal(&scene.apsis, scene.fleet.store());
         scene.probe.heal();
         let healed = Instant::now();
         let mut served = 0;
-        while served < 3 && healed.elapsed() < LONGEST_RECOVERY {
+        while served < 4 && healed.elapsed() < LONGEST_RECOVERY {
             sleep(seconds(600)).await;
             self.spawned += 1;
             let request = Request::get(format!("{BASE}/audience/keyspaces")).header(ID, self.spawned);
-            let called = scene.client.clone().oneshot(request.body(Full::default()).unwrap());
+            let called = scene.process_of(self.spawned).client.clone().oneshot(request.body(Full::default()).unwrap());
             let answer = timeout(seconds(600), called).await;
             served = if matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK) { served + 1 } else { 0 };
         }
-        scene.trace.promise(served == 3, "who calls after the bad luck is served");
+        scene.trace.promise(served == 4, "who calls after the bad luck is served");
         scene.check_waiters().await;
         started.elapsed()
     }
@@ -263,21 +320,21 @@ impl Life {
             self.scene.hear_of(&ended);
         }
         self.scene.check_permits();
-        let Scene { apsis, probe, client, handle, tally, trace, .. } = self.scene;
+        let Scene { apsis, probe, processes, tally, trace, .. } = self.scene;
         // Then there is room in the budget.
-        sleep(seconds(61)).await;
+        sleep(seconds(120)).await;
         apsis.set_token_delay(seconds(10));
         let renewing = tokio::spawn({
-            let handle = handle.clone();
+            let handle = processes[0].handle.clone();
             async move { handle.renew().await.map(drop) }
         });
         sleep(seconds(1)).await;
-        trace.promise(probe.seen().in_token_endpoint == 1, "a renewal that is forced makes a token request");
+        trace.promise(probe.seen().in_token_endpoint() == 1, "a renewal that is forced makes a token request");
         renewing.abort();
-        drop((renewing.await, client, handle));
+        drop((renewing.await, processes));
         // A flight that nobody waits for hears of it.
         sleep(Duration::from_millis(1)).await;
-        trace.promise(probe.seen().in_token_endpoint == 0, "a token request goes on for nobody");
+        trace.promise(probe.seen().in_token_endpoint() == 0, "a token request goes on for nobody");
 
         let (accepted, tally) = (probe.seen().counts.accepted, *tally.lock().unwrap());
         let written = apsis.profile("com.apsis1.keyspaces.email", "andy.demo@apsis.com").unwrap().events as u64;
@@ -296,30 +353,53 @@ impl Scene {
         apsis.set_api_limit(10_000);
         let (above, beneath) = (Above::draw(rng), Beneath::draw(rng));
         let permits = beneath.permits(rng);
-        trace.add(format_args!("{above:?} above, {beneath:?} beneath"));
-        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), beneath.sends_at_once(), permits);
-        let key = apsis.api_key();
-        let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
-        let (now, random) = (wall.clone(), Mutex::new(rng.fork()));
-        let layer = ApsisAuthLayer::builder(credentials, BASE)
-            .transport(beneath.transport(&probe, permits))
-            .wall_clock(move || now.now())
-            .random(move || random.lock().unwrap().f64())
-            .build()
-            .unwrap();
-        let (client, handle) = (above.client(&layer, &beneath, &probe, trace), layer.handle());
-        Self {
+        let fleet = Fleet::draw(rng);
+        trace.add(format_args!("{} processes, {above:?} above, {beneath:?} beneath", fleet.processes()));
+        let is_one = matches!(fleet, Fleet::Alone | Fleet::Well(_));
+        let (at_once, trace) = (beneath.sends_at_once(), trace.clone());
+        let probe = Probe::new(seed, apsis.clone(), wall.clone(), trace.clone(), at_once, permits, is_one);
+        let mut scene = Self {
             apsis,
             wall,
             probe,
             above,
             beneath,
             permits,
-            client,
-            handle,
+            processes: Vec::new(),
+            fleet,
             tally: Arc::default(),
             was_interrupted: Arc::default(),
-            trace: trace.clone(),
+            trace,
+        };
+        scene.processes = (0..scene.fleet.processes()).map(|number| scene.process(number, rng)).collect();
+        scene
+    }
+
+    fn process(&self, number: usize, rng: &mut Rng) -> Process {
+        let (key, probe) = (self.apsis.api_key(), self.probe.of(number));
+        let credentials = ClientCredentials::new(key.client_id(), key.client_secret()).unwrap();
+        let (now, random) = (self.wall.clone(), Mutex::new(rng.fork()));
+        let mut builder = ApsisAuthLayer::builder(credentials, BASE)
+            .transport(self.beneath.transport(&probe, self.permits))
+            .wall_clock(move || now.now())
+            .random(move || random.lock().unwrap().f64());
+        if let Some(store) = self.fleet.store() {
+            builder = builder.store(store.clone());
+        }
+        let layer = builder.build().unwrap();
+        Process { client: self.above.client(&layer, &self.beneath, &probe, &self.trace), handle: layer.handle() }
+    }
+
+    fn process_of(&self, id: u64) -> &Process {
+        &self.processes[usize::try_from(id).unwrap() % self.processes.len()]
+    }
+
+    /// Whoever reads the store learns no secret.
+    fn check_store(&self) {
+        let Some(sealed) = self.fleet.store().and_then(Memory::sealed) else { return };
+        for secret in ["eyJ", OPAQUE, self.apsis.api_key().client_secret()] {
+            let is_in = sealed.windows(secret.len()).any(|window| window == secret.as_bytes());
+            self.trace.promise(!is_in, "a secret is stored");
         }
     }
 
@@ -351,37 +431,31 @@ impl Scene {
     }
 
     fn waits_in_vain(&self) -> Option<String> {
-        let mut seen = self.probe.seen();
-        let waiters: Vec<_> =
-            seen.calls.iter().filter(|(_, call)| !call.is_in_api).map(|(id, call)| (*id, call.clone())).collect();
-        if waiters.is_empty() || !self.beneath.is_free(&seen, self.permits) {
-            return None;
-        }
-        seen.counts.waiters += waiters.len() as u64;
-        drop(seen);
-        let (snapshot, jumped) = (self.handle.snapshot(), self.wall.jumped());
-        // This may start a refresh that is due, so only where somebody waits.
-        let current = snapshot.token.as_ref().filter(|token| token.usable).and_then(|_| self.current());
-        let may_wait = snapshot.in_flight || snapshot.grounded.is_some();
-        waiters.into_iter().find_map(|(id, call)| {
-            // A wall clock that jumps back makes a token good again, which nobody is told.
-            let was_there = jumped.is_none_or(|jumped| jumped < call.since);
-            if !may_wait {
-                Some(format!("request {id} waits for nothing"))
-            } else if was_there && current.is_some() && current != call.stamped {
-                Some(format!("request {id} waits, with a good token at hand"))
-            } else {
-                None
+        self.processes.iter().enumerate().find_map(|(number, process)| {
+            let mut seen = self.probe.seen();
+            let waiters = seen.calls.iter().filter(|(_, call)| call.process == number && !call.is_in_api);
+            let waiters: Vec<_> = waiters.map(|(id, call)| (*id, call.clone())).collect();
+            if waiters.is_empty() || !self.beneath.is_free(&seen, self.permits) {
+                return None;
             }
+            seen.counts.waiters += waiters.len() as u64;
+            drop(seen);
+            let (snapshot, jumped) = (process.handle.snapshot(), self.wall.jumped());
+            // This may start a refresh that is due, so only where somebody waits.
+            let current = snapshot.token.as_ref().filter(|token| token.usable).and_then(|_| process.current());
+            let may_wait = snapshot.in_flight || snapshot.grounded.is_some();
+            waiters.into_iter().find_map(|(id, call)| {
+                // A wall clock that jumps back makes a token good again, which nobody is told.
+                let was_there = jumped.is_none_or(|jumped| jumped < call.since);
+                if !may_wait {
+                    Some(format!("request {id} waits for nothing"))
+                } else if was_there && current.is_some() && current != call.stamped {
+                    Some(format!("request {id} waits, with a good token at hand"))
+                } else {
+                    None
+                }
+            })
         })
-    }
-
-    /// The token, if there is one without waiting.
-    fn current(&self) -> Option<HeaderValue> {
-        match pin!(self.handle.get()).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(token) => token.ok().map(|token| token.header_value()),
-            Poll::Pending => None,
-        }
     }
 
     fn hear_of(&self, ended: &Result<(), JoinError>) {
@@ -395,9 +469,21 @@ impl Scene {
         self.trace.promise(is_explained, "a flight ended without an answer, and nothing was wrong");
         let chain = successors(Some(error as &dyn Error), |&error| error.source());
         let words = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        let printed = format!("{words} {error:?} {:?} {:?}", self.handle, self.handle.snapshot());
+        let handles: Vec<_> =
+            self.processes.iter().map(|process| (&process.handle, process.handle.snapshot())).collect();
+        let printed = format!("{words} {error:?} {handles:?}");
         for secret in ["eyJ", OPAQUE, self.apsis.api_key().client_secret()] {
             self.trace.promise(!printed.contains(secret), format_args!("a secret is printed: {printed}"));
+        }
+    }
+}
+
+impl Process {
+    /// The token, if there is one without waiting.
+    fn current(&self) -> Option<HeaderValue> {
+        match pin!(self.handle.get()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(token) => token.ok().map(|token| token.header_value()),
+            Poll::Pending => None,
         }
     }
 }
@@ -441,9 +527,11 @@ impl Call {
 
     async fn run(self, scene: Scene) {
         scene.tally.lock().unwrap().writes_begun += u64::from(self.route == Route::Write);
-        let had_token = scene.handle.snapshot().token.is_some_and(|token| token.usable);
+        let process = scene.process_of(self.id);
+        let token = process.handle.snapshot().token.filter(|token| token.usable);
+        let (had_token, is_adopted) = (token.is_some(), token.is_some_and(|token| token.adopted));
         let (began, jammed) = (Instant::now(), scene.probe.seen().jammed_for());
-        let ended = timeout(self.deadline, scene.client.clone().oneshot(self.request())).await;
+        let ended = timeout(self.deadline, process.client.clone().oneshot(self.request())).await;
         let took = began.elapsed();
         let jammed = scene.probe.seen().jammed_for().saturating_sub(jammed);
         let sent = scene.probe.take(self.id);
@@ -471,6 +559,7 @@ impl Call {
         );
         let mut tally = scene.tally.lock().unwrap();
         tally.at_once += u64::from(had_token);
+        tally.adopted += u64::from(is_adopted);
         tally.writes_ended += u64::from(self.route == Route::Write);
         match result {
             Ok(answer) => self.heard(&scene, &mut tally, &answer),
@@ -506,11 +595,11 @@ impl Call {
 impl Lived {
     /// Whether enough happened for the promises to have been put to the test.
     pub(crate) fn is_eventful(&self) -> bool {
-        let Tally { served, refused, without_token, failed, at_once, writes_accepted, .. } = self.tally;
+        let Tally { served, refused, without_token, failed, at_once, adopted, writes_accepted, .. } = self.tally;
         let Counts { attempts, failed_attempts, replays, repeats, waiters, jams, attempts_with_permit, .. } =
             self.counts;
         let Counts { misfortunes, strangers, .. } = self.counts;
-        let callers = [served, refused, without_token, failed, at_once, writes_accepted];
+        let callers = [served, refused, without_token, failed, at_once, adopted, writes_accepted];
         let probed =
             [attempts, failed_attempts, replays, repeats, waiters, jams, attempts_with_permit, misfortunes, self.said];
         callers.into_iter().chain(probed).min() > Some(100)
@@ -539,6 +628,7 @@ impl AddAssign for Tally {
         self.without_token += other.without_token;
         self.failed += other.failed;
         self.at_once += other.at_once;
+        self.adopted += other.adopted;
         self.writes_begun += other.writes_begun;
         self.writes_ended += other.writes_ended;
         self.writes_accepted += other.writes_accepted;

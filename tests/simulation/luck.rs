@@ -18,7 +18,11 @@ use http::{
 use http_body_util::Full;
 use tower::ServiceExt;
 
-use crate::{life::REFUSED, seconds};
+use crate::{
+    life::REFUSED,
+    memory::{Condition, Memory},
+    seconds,
+};
 
 /// How opaque tokens of the script begin.
 pub(crate) const OPAQUE: &str = "0paque";
@@ -43,7 +47,7 @@ pub(crate) enum Blow {
     RuntimeDies,
     /// So many of 100 requests go wrong, for so long.
     ApiMisbehaves(u8, Duration),
-    /// A control of the emulator, by name.
+    /// A control of the emulator or of the store, by name.
     Apsis(&'static str),
 }
 
@@ -64,10 +68,10 @@ impl Blow {
 }
 
 /// How many names there are.
-pub(crate) const BLOWS: usize = 19;
+pub(crate) const BLOWS: usize = 22;
 
-/// One thing that happens.
-pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator) -> Blow {
+/// One thing that happens; to a store as well, if there is one that things happen to.
+pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator, store: Option<&Memory>) -> Blow {
     match rng.u8(..100) {
         0..50 => Blow::Callers(if rng.u8(..10) == 0 { rng.u64(20..80) } else { rng.u64(1..6) }),
         50..52 => Blow::ForcedRenewal,
@@ -86,7 +90,35 @@ pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator) -> Blow {
             apsis.revoke_tokens();
             Blow::Apsis("all tokens are revoked")
         }
-        _ => Blow::Apsis(turn(rng, apsis)),
+        _ => match store {
+            Some(store) if rng.u8(..3) == 0 => Blow::Apsis(befall(rng, store)),
+            _ => Blow::Apsis(turn(rng, apsis)),
+        },
+    }
+}
+
+fn befall(rng: &mut Rng, store: &Memory) -> &'static str {
+    match rng.u8(..5) {
+        0..3 => {
+            store.set(*pick(rng, &[Condition::Well, Condition::Down, Condition::Silent, Condition::ReadOnly]));
+            "the store fails, or not"
+        }
+        3 => {
+            store.empty();
+            "the store is emptied"
+        }
+        _ => {
+            let (place, by) = (rng.usize(..400), rng.u8(1..));
+            store.change(|account| {
+                if let Some((_, sealed, _)) = &mut account.entry {
+                    let mut changed = sealed.to_vec();
+                    let place = place % changed.len();
+                    changed[place] ^= by;
+                    *sealed = changed.into();
+                }
+            });
+            "what is stored is changed"
+        }
     }
 }
 
@@ -262,7 +294,10 @@ pub(crate) fn pause(rng: &mut Rng) -> Duration {
 }
 
 /// As good as on the first day, but for the clocks.
-pub(crate) fn heal(apsis: &Emulator) {
+pub(crate) fn heal(apsis: &Emulator, store: Option<&Memory>) {
+    if let Some(store) = store {
+        store.set(Condition::Well);
+    }
     apsis.set_dialect(Dialect::Unauthorized);
     apsis.allow_route(REFUSED);
     apsis.set_token_lifetime(seconds(86_400));

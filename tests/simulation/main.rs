@@ -1,4 +1,4 @@
-//! Bad luck, as much as there is: many callers, a token endpoint and an API that misbehave at random, clocks that jump,
+//! Bad luck, as much as there is: many callers, of one process or of two that share their token, a token endpoint and an API that misbehave at random, clocks that jump,
 //! machines that sleep, runtimes that die. After each step the promises are checked.
 //!
 //! A seed says all that happens, so what failed once fails again, with a trace of what came before. With a queue beneath the
@@ -17,6 +17,8 @@
 mod ear;
 mod life;
 mod luck;
+#[path = "../memory/mod.rs"]
+mod memory;
 mod probe;
 mod stacks;
 #[path = "../undecided/mod.rs"]

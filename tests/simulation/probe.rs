@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service, ServiceExt, service_fn};
 
 use crate::{
-    life::{BUDGET, BoxFuture, LOOK_EVERY},
+    life::{BUDGET, BoxFuture, LOOK_EVERY, PROCESSES},
     luck::Misfortune,
     seconds,
     stacks::{Asked, PERMITS, Permits},
@@ -40,9 +40,14 @@ pub(crate) const ID: &str = "x-id";
 const CALL: &str = "x-call";
 
 #[derive(Clone)]
-pub(crate) struct Probe(Arc<Inner>);
+pub(crate) struct Probe {
+    shared: Arc<Shared>,
+    /// Whose it is.
+    process: usize,
+}
 
-struct Inner {
+/// What all processes have in common.
+struct Shared {
     apsis: Emulator,
     wall: Wall,
     seed: u64,
@@ -54,15 +59,17 @@ struct Inner {
     /// Whether a request is sent when it is given its token.
     is_at_once: bool,
     permits: Permits,
+    /// All processes have one budget, and one token request at once.
+    is_one: bool,
 }
 
 /// Everything that was seen on the way to APSIS One and back.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// When token requests were sent.
-    attempts: Vec<Instant>,
-    /// Token requests under way.
-    pub(crate) in_token_endpoint: usize,
+    /// When token requests were sent, and by which process.
+    attempts: Vec<(usize, Instant)>,
+    /// Token requests under way, by process.
+    in_token_endpoint: [usize; PROCESSES],
     tokens: HashMap<HeaderValue, Issued>,
     latest_token: Option<HeaderValue>,
     /// Requests that the API has not answered yet.
@@ -74,9 +81,10 @@ pub(crate) struct Seen {
     pub(crate) counts: Counts,
 }
 
-/// A request that the layer is at work on.
+/// A request that a layer is at work on.
 #[derive(Clone)]
 pub(crate) struct Calling {
+    pub(crate) process: usize,
     pub(crate) since: Instant,
     /// What it was sent with last.
     pub(crate) stamped: Option<HeaderValue>,
@@ -114,6 +122,8 @@ pub(crate) struct Counts {
 }
 
 struct Issued {
+    /// Which one asked for it.
+    process: usize,
     /// Counted up when another one comes. What was another's in between is a new one, be it the same text.
     generation: u64,
     asked: Instant,
@@ -135,11 +145,32 @@ pub(crate) struct Sent {
 }
 
 impl Seen {
-    fn issue(&mut self, token: HeaderValue, asked: Instant, asked_wall: SystemTime, usable_for: Duration) {
+    fn issue(
+        &mut self,
+        process: usize,
+        token: HeaderValue,
+        asked: Instant,
+        asked_wall: SystemTime,
+        usable_for: Duration,
+    ) {
         let latest = self.latest_token.as_ref().map_or(0, |latest| self.tokens[latest].generation);
         let is_new = self.latest_token.replace(token.clone()).is_none_or(|latest| latest != token);
         let generation = latest + u64::from(is_new);
-        self.tokens.insert(token, Issued { generation, asked, asked_wall, usable_for });
+        self.tokens.insert(token, Issued { process, generation, asked, asked_wall, usable_for });
+    }
+
+    /// Token requests under way, of all processes.
+    pub(crate) fn in_token_endpoint(&self) -> usize {
+        self.in_token_endpoint.iter().sum()
+    }
+
+    fn check_budget(&self, trace: &Trace, whose: &str, is_theirs: impl Fn(usize) -> bool) {
+        let mut attempts = self.attempts.iter().rev().filter(|(process, _)| is_theirs(*process));
+        if let (Some((_, now)), Some((_, earlier))) = (attempts.next(), attempts.nth(BUDGET - 1)) {
+            let apart = now.duration_since(*earlier);
+            let is_kept = apart >= seconds(60);
+            trace.promise(is_kept, format_args!("{} token requests of {whose} within {apart:?}", BUDGET + 1));
+        }
     }
 
     /// To be called whenever a permit was taken or given back.
@@ -187,34 +218,41 @@ impl Probe {
         trace: Trace,
         is_at_once: bool,
         permits: Permits,
+        is_one: bool,
     ) -> Self {
         let (panics, unlucky) = (AtomicBool::new(false), Mutex::default());
-        let inner = Inner { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace, is_at_once, permits };
-        Self(Arc::new(inner))
+        let shared =
+            Shared { apsis, wall, seed, panics, unlucky, seen: Mutex::default(), trace, is_at_once, permits, is_one };
+        Self { shared: Arc::new(shared), process: 0 }
+    }
+
+    /// The same, of another process.
+    pub(crate) fn of(&self, process: usize) -> Self {
+        Self { shared: Arc::clone(&self.shared), process }
     }
 
     pub(crate) fn wall(&self) -> &Wall {
-        &self.0.wall
+        &self.shared.wall
     }
 
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.seen.lock().unwrap()
+        self.shared.seen.lock().unwrap()
     }
 
     /// The next token request panics.
     pub(crate) fn panic_once(&self) {
-        self.0.panics.store(true, Ordering::Relaxed);
+        self.shared.panics.store(true, Ordering::Relaxed);
     }
 
     /// From now on so many of 100 API requests go wrong, for so long.
     pub(crate) fn misbehave(&self, of_hundred: u8, lasts: Duration) {
-        *self.0.unlucky.lock().unwrap() = (of_hundred, Some(Instant::now() + lasts));
+        *self.shared.unlucky.lock().unwrap() = (of_hundred, Some(Instant::now() + lasts));
     }
 
     /// Nothing goes wrong any more.
     pub(crate) fn heal(&self) {
-        self.0.panics.store(false, Ordering::Relaxed);
-        *self.0.unlucky.lock().unwrap() = (0, None);
+        self.shared.panics.store(false, Ordering::Relaxed);
+        *self.shared.unlucky.lock().unwrap() = (0, None);
     }
 
     /// All that a request was sent by, once it is over.
@@ -226,8 +264,8 @@ impl Probe {
     pub(crate) fn begin_call(&self, request: &mut Request<Full<Bytes>>) -> InCall {
         let id = number(request, ID);
         let mut seen = self.seen();
-        let begun = Calling { since: Instant::now(), stamped: None, is_in_api: false };
-        self.0.trace.promise(seen.calls.insert(id, begun).is_none(), "one call is over before the next");
+        let begun = Calling { process: self.process, since: Instant::now(), stamped: None, is_in_api: false };
+        self.shared.trace.promise(seen.calls.insert(id, begun).is_none(), "one call is over before the next");
         let calls = &mut seen.requests.entry(id).or_default().calls;
         request.headers_mut().insert(CALL, calls.len().into());
         calls.push(Vec::new());
@@ -256,26 +294,26 @@ impl Probe {
     async fn attempt(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, BoxError> {
         let Asked(asked, asked_wall) = *request.extensions().get().unwrap();
         let _under_way = UnderWay::begin(self);
-        if self.0.panics.swap(false, Ordering::Relaxed) {
+        if self.shared.panics.swap(false, Ordering::Relaxed) {
             // Without the hook, which would print it.
             resume_unwind(Box::new("the transport panics"));
         }
         // Until it is known better, also by its being dropped.
         self.seen().counts.failed_attempts += 1;
-        let answer = self.0.apsis.clone().oneshot(request).await?;
+        let answer = self.shared.apsis.clone().oneshot(request).await?;
         let (head, body) = answer.into_parts();
         let text = body.collect().await?.to_bytes();
-        self.0.trace.add(format_args!("token endpoint: {}, {} bytes", head.status, text.len()));
+        self.shared.trace.add(format_args!("token endpoint: {}, {} bytes", head.status, text.len()));
         if head.status != StatusCode::OK {
             return Ok(Response::from_parts(head, Full::new(text)));
         }
         self.seen().counts.failed_attempts -= 1;
         if let Some((token, lifetime)) = issued(&text, head.headers.get(DATE), asked_wall) {
             let usable_for = lifetime.saturating_sub(seconds(60).min(lifetime / 10));
-            let by_wall = self.0.wall.now().duration_since(asked_wall).unwrap_or_default();
+            let by_wall = self.shared.wall.now().duration_since(asked_wall).unwrap_or_default();
             // What died on its way is refused. If it is the token at hand, it stays in use as it was measured before.
             if asked.elapsed().max(by_wall) < usable_for {
-                self.seen().issue(token, asked, asked_wall, usable_for);
+                self.seen().issue(self.process, token, asked, asked_wall, usable_for);
             }
         }
         Ok(Response::from_parts(head, Full::new(text)))
@@ -300,17 +338,18 @@ struct UnderWay<'a>(&'a Probe);
 impl<'a> UnderWay<'a> {
     fn begin(probe: &'a Probe) -> Self {
         let (mut seen, now) = (probe.seen(), Instant::now());
-        let trace = &probe.0.trace;
+        let trace = &probe.shared.trace;
         trace.add("token request");
         seen.counts.attempts += 1;
-        seen.counts.attempts_with_permit += u64::from(probe.0.permits == Permits::OfAll);
-        seen.in_token_endpoint += 1;
-        seen.look_at_permits(probe.0.permits);
-        trace.promise(seen.in_token_endpoint == 1, "one token request is in flight");
-        seen.attempts.push(now);
-        if let Some(earlier) = seen.attempts.len().checked_sub(1 + BUDGET) {
-            let apart = now - seen.attempts[earlier];
-            trace.promise(apart >= seconds(60), format_args!("{} token requests within {apart:?}", BUDGET + 1));
+        seen.counts.attempts_with_permit += u64::from(probe.shared.permits == Permits::OfAll);
+        seen.in_token_endpoint[probe.process] += 1;
+        seen.look_at_permits(probe.shared.permits);
+        seen.attempts.push((probe.process, now));
+        trace.promise(seen.in_token_endpoint[probe.process] == 1, "one token request of a process is in flight");
+        seen.check_budget(trace, "one process", |process| process == probe.process);
+        if probe.shared.is_one {
+            trace.promise(seen.in_token_endpoint() == 1, "one token request of all processes is in flight");
+            seen.check_budget(trace, "all processes", |_| true);
         }
         drop(seen);
         Self(probe)
@@ -320,8 +359,8 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         let mut seen = self.0.seen();
-        seen.in_token_endpoint -= 1;
-        seen.look_at_permits(self.0.0.permits);
+        seen.in_token_endpoint[self.0.process] -= 1;
+        seen.look_at_permits(self.0.shared.permits);
     }
 }
 
@@ -378,7 +417,10 @@ impl Service<Request<Full<Bytes>>> for Api {
             let request = seen.requests.entry(id).or_default();
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::CREATED) && id > 0 {
                 request.accepted += 1;
-                probe.0.trace.promise(request.accepted == 1, format_args!("{id} was accepted, and sent once more"));
+                probe
+                    .shared
+                    .trace
+                    .promise(request.accepted == 1, format_args!("{id} was accepted, and sent once more"));
                 seen.counts.accepted += 1;
             }
             drop(seen);
@@ -399,7 +441,7 @@ impl<'a> InApi<'a> {
     fn begin(probe: &'a Probe, id: u64) -> Self {
         let mut seen = probe.seen();
         seen.in_api += 1;
-        seen.look_at_permits(probe.0.permits);
+        seen.look_at_permits(probe.shared.permits);
         if let Some(call) = seen.calls.get_mut(&id) {
             call.is_in_api = true;
         }
@@ -413,7 +455,7 @@ impl Drop for InApi<'_> {
     fn drop(&mut self) {
         let mut seen = self.probe.seen();
         seen.in_api -= 1;
-        seen.look_at_permits(self.probe.0.permits);
+        seen.look_at_permits(self.probe.shared.permits);
         if let Some(call) = seen.calls.get_mut(&self.id) {
             call.is_in_api = false;
         }
@@ -437,7 +479,7 @@ impl Probe {
     /// Where nobody is to see a token.
     fn answer_elsewhere(&self, request: &Request<Full<Bytes>>) -> Response<Full<Bytes>> {
         let has_token = request.headers().contains_key(AUTHORIZATION);
-        self.0.trace.promise(!has_token, format_args!("{} was sent a token", request.uri()));
+        self.shared.trace.promise(!has_token, format_args!("{} was sent a token", request.uri()));
         self.seen().counts.strangers += 1;
         Response::new(Full::default())
     }
@@ -452,15 +494,15 @@ impl Probe {
         times: usize,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Full<Bytes>>, BoxError> {
-        let mut luck = Rng::with_seed(self.0.seed ^ (id << 8) ^ times as u64);
-        let (of_hundred, until) = *self.0.unlucky.lock().unwrap();
+        let mut luck = Rng::with_seed(self.shared.seed ^ (id << 8) ^ times as u64);
+        let (of_hundred, until) = *self.shared.unlucky.lock().unwrap();
         let goes_wrong = luck.u8(..100) < of_hundred && until.is_some_and(|until| Instant::now() < until);
         let misfortune = goes_wrong.then(|| Misfortune::draw(&mut luck));
         self.seen().counts.misfortunes += u64::from(goes_wrong);
         sleep(Duration::from_millis(id % 1_000)).await;
         match misfortune {
             None => {
-                let (head, body) = self.0.apsis.clone().oneshot(request).await?.into_parts();
+                let (head, body) = self.shared.apsis.clone().oneshot(request).await?.into_parts();
                 Ok(Response::from_parts(head, Full::new(body.collect().await?.to_bytes())))
             }
             Some(Misfortune::Says(status, delay)) => {
@@ -478,7 +520,7 @@ impl Probe {
 
     /// Looks whether the request may be sent as it is. How often it was sent, then.
     fn send(&self, id: u64, call: u64, request: &Request<Full<Bytes>>) -> usize {
-        let trace = &self.0.trace;
+        let trace = &self.shared.trace;
         let token = request.headers().get(AUTHORIZATION);
         let Some(token) = token.filter(|token| token.is_sensitive()) else {
             trace.broken(format_args!("request {id} was sent without a token, or with one that is not marked"));
@@ -489,7 +531,7 @@ impl Probe {
             trace.broken(format_args!("request {id} was sent with a token that nobody issued"));
             return 0;
         };
-        if self.0.is_at_once {
+        if self.shared.is_at_once {
             self.check_age(id, issued);
         }
         let generation = issued.generation;
@@ -512,10 +554,12 @@ impl Probe {
     fn check_age(&self, id: u64, issued: &Issued) {
         let (now, usable_for) = (Instant::now(), issued.usable_for);
         let age = now.duration_since(issued.asked);
-        let by_wall = self.0.wall.now().duration_since(issued.asked_wall).unwrap_or_default();
-        // What the wall clock alone says is seen at the next look.
-        let looked = self.0.wall.jumped().is_none_or(|jumped| now.duration_since(jumped) > LOOK_EVERY);
-        self.0.trace.promise(
+        let by_wall = self.shared.wall.now().duration_since(issued.asked_wall).unwrap_or_default();
+        // What the wall clock alone says is seen at the next look, and not by another process that takes the token later.
+        let jumped = self.shared.wall.jumped();
+        let is_unseen = issued.process != self.process && jumped.is_some_and(|jumped| jumped >= issued.asked);
+        let looked = !is_unseen && jumped.is_none_or(|jumped| now.duration_since(jumped) > LOOK_EVERY);
+        self.shared.trace.promise(
             age < usable_for && (by_wall < usable_for || !looked),
             format_args!(
                 "request {id} was sent with a token of {age:?}, {by_wall:?} by the wall clock, for {usable_for:?}"

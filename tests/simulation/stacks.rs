@@ -200,7 +200,7 @@ impl Permits {
         match self {
             Self::None => 0,
             Self::OfTheApi => seen.in_api,
-            Self::OfAll => seen.in_api + seen.in_token_endpoint,
+            Self::OfAll => seen.in_api + seen.in_token_endpoint(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A token store in memory, in tokio's clock, that fails as it is told to.
 
+#![allow(dead_code, reason = "no test needs all of it")]
+
 use std::{
     collections::HashMap,
     future::pending,
@@ -13,19 +15,18 @@ use tokio::time::Instant;
 use tower::BoxError;
 
 /// Clones share what they hold.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Memory(Arc<Mutex<Inner>>);
 
-#[derive(Default)]
 struct Inner {
+    started: Instant,
     accounts: HashMap<String, Account>,
     condition: Condition,
     operations: usize,
 }
 
-#[derive(Clone, Copy, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Condition {
-    #[default]
     Well,
     /// Every operation fails.
     Down,
@@ -38,12 +39,21 @@ pub(crate) enum Condition {
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) fence: u64,
+    /// So that one that was emptied does not go back.
+    least_fence: u64,
     pub(crate) entry: Option<(u64, Bytes, Instant)>,
     /// Owner, fence and end.
     lease: Option<(u64, u64, Instant)>,
     paused_until: Option<Instant>,
     /// By fence, when each stops to count.
     attempts: Vec<(u64, Instant)>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let (started, accounts, condition) = (Instant::now(), HashMap::new(), Condition::Well);
+        Self(Arc::new(Mutex::new(Inner { started, accounts, condition, operations: 0 })))
+    }
 }
 
 impl Memory {
@@ -91,7 +101,11 @@ impl Memory {
             Condition::Down => Err("the store is down".into()),
             Condition::ReadOnly if is_writing => Err("the store is read-only".into()),
             Condition::Well | Condition::ReadOnly => {
-                Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
+                let mut inner = self.0.lock().unwrap();
+                let milliseconds = inner.started.elapsed().as_millis();
+                let account = inner.accounts.entry(name.to_owned()).or_default();
+                account.least_fence = u64::try_from(milliseconds).unwrap();
+                Ok(operation(account))
             }
         }
     }
@@ -118,7 +132,7 @@ impl Account {
         if self.attempts.len() >= request.attempts_per_minute() as usize {
             return Leasing::Paused(self.attempts.iter().map(|&(_, end)| end).min().unwrap() - now);
         }
-        self.fence += 1;
+        self.fence = self.least_fence.max(self.fence + 1);
         let end = now + request.lasts();
         self.lease = Some((request.owner(), self.fence, end));
         self.attempts.push((self.fence, end + MINUTE));
