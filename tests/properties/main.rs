@@ -10,6 +10,8 @@ mod base_url;
 mod rejection;
 mod replay;
 mod scope;
+#[cfg(feature = "store")]
+mod stored;
 mod token_answer;
 
 use std::{
@@ -78,6 +80,15 @@ fn what_is_replayed_is_what_was_sent() {
 
     let check = |bytes: &[u8]| from_bytes(bytes).and_then(|input| replay::check(&input));
     holds("replay", check, &[(Replayed, 100), (NotReplayable, 40), (OutOfScope, 60)]);
+}
+
+#[cfg(feature = "store")]
+#[test]
+fn what_is_stored_is_the_token_that_was_published_for_the_account_or_none() {
+    use stored::Seen::{Adopted, NotRead, TooOld};
+
+    let check = |bytes: &[u8]| from_bytes(bytes).map(|input| stored::check(&input));
+    holds("stored", check, &[(Adopted, 5), (TooOld, 15), (NotRead, 300)]);
 }
 
 /// For what the fuzz target begins with, and for random bytes: of those, at least so many have to come to each of these
