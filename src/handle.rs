@@ -116,7 +116,7 @@ pub struct TokenState {
     pub expires_in_seconds: u64,
     /// Until its refresh is due; 0 if it is.
     pub due_in_seconds: u64,
-    /// Whether it came from a [store](crate::store), where another process had left it.
+    /// Whether another process had asked for it, and left it in a token store (feature `store`).
     pub adopted: bool,
 }
 

@@ -44,7 +44,8 @@
 //! 2. However many requests want a token, one token request is in flight. All share its result, a failure included.
 //! 3. A token the API rejects is replaced once, for all requests it was rejected for; each is replayed once.
 //! 4. The layer, with all its clones, keeps to its budget of token requests a minute, whatever the API, the token
-//!    endpoint, the clock or the caller does. Build one per account and process.
+//!    endpoint, the clock or the caller does. Build one per account and process; with a store they keep to
+//!    it together.
 //! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
 //!    host, port) of the base URL, and those that the builder is given besides; `CONNECT` never is.
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.
@@ -157,13 +158,16 @@
 //! | what | level | fields |
 //! | --- | --- | --- |
 //! | span `token_flight`, a root | `INFO` | `reason`: `cold`, `due`, `rejected` or `forced` |
-//! | new access token | `INFO` | `generation`, `lifetime` in seconds |
+//! | new access token | `INFO` | `generation`, `lifetime` in seconds, `adopted`: whether another process had asked for it |
 //! | the same access token again | `DEBUG`, `WARN` if it was rejected | `generation`, `lifetime` |
 //! | token request failed | `DEBUG` | `attempt`, counted from 1; `failure` |
 //! | grounded | `WARN` | `seconds`, `error` |
 //! | token rejected | `DEBUG` | `generation`, `kind` |
 //! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
 //! | replay, replay accepted | `DEBUG` | `generation` |
+//! | the token store fails; going on alone | `WARN` the first time, then `DEBUG` without the second half | `operation`, `error` |
+//! | the token store answers again | `INFO` | |
+//! | an entry or a file of the token store cannot be read | `WARN` | `fence`, or `path` and `error` |
 //! | no renewal, after a request that cannot be replayed | `DEBUG` | `generation`, `error` |
 //! | out of scope: sent without a token | `WARN` the first time, then `DEBUG`; of a `CONNECT` always `DEBUG` | `method`, as far as they are known `scheme`, `host` and `port`, and as `base` the token endpoint |
 //!
@@ -185,6 +189,11 @@
 //! | `waiter.rs` | who waits for what, and for how long |
 //! | `state.rs` | what the cache keeps under its lock: the flight under way, the grounding |
 //! | `flight.rs` | the attempts of a flight and its landing |
+//! | `fleet.rs` | the process among others of its account: who asks, and who takes what another one was given |
+//! | `no_fleet.rs` | the same without the feature `store`: nobody |
+//! | `store.rs` | `TokenStore`, what is stored and who can do what with it (feature `store`) |
+//! | `seal.rs` | how a token is sealed before it is stored |
+//! | `file_store.rs` | `FileStore`: a store in a folder (feature `file-store`) |
 //! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
 //! | `endpoint.rs` | the token request and what each answer means |
 //! | `backoff.rs` | when to ask again, and `Retry-After` |
