@@ -15,18 +15,19 @@ use tokio::time::Instant;
 use tower::BoxError;
 
 /// Clones share what they hold.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Memory(Arc<Mutex<Inner>>);
 
+#[derive(Default)]
 struct Inner {
-    started: Instant,
     accounts: HashMap<String, Account>,
     condition: Condition,
     operations: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum Condition {
+    #[default]
     Well,
     /// Every operation fails.
     Down,
@@ -39,21 +40,14 @@ pub(crate) enum Condition {
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) fence: u64,
-    /// So that one that was emptied does not go back.
-    least_fence: u64,
     pub(crate) entry: Option<(u64, Bytes, Instant)>,
     /// Owner, fence and end.
     lease: Option<(u64, u64, Instant)>,
     paused_until: Option<Instant>,
     /// By fence, when each stops to count.
     attempts: Vec<(u64, Instant)>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        let (started, accounts, condition) = (Instant::now(), HashMap::new(), Condition::Well);
-        Self(Arc::new(Mutex::new(Inner { started, accounts, condition, operations: 0 })))
-    }
+    /// What the clock that fences come from says at least.
+    clock: u64,
 }
 
 impl Memory {
@@ -61,9 +55,12 @@ impl Memory {
         self.0.lock().unwrap().condition = condition;
     }
 
-    /// Forgets everything.
+    /// Forgets everything but the time, which no fence falls behind.
     pub(crate) fn empty(&self) {
-        self.0.lock().unwrap().accounts.clear();
+        self.change(|account| {
+            let clock = account.clock.max(account.fence + 1);
+            *account = Account { clock, ..Account::default() };
+        });
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -101,11 +98,7 @@ impl Memory {
             Condition::Down => Err("the store is down".into()),
             Condition::ReadOnly if is_writing => Err("the store is read-only".into()),
             Condition::Well | Condition::ReadOnly => {
-                let mut inner = self.0.lock().unwrap();
-                let milliseconds = inner.started.elapsed().as_millis();
-                let account = inner.accounts.entry(name.to_owned()).or_default();
-                account.least_fence = u64::try_from(milliseconds).unwrap();
-                Ok(operation(account))
+                Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
             }
         }
     }
@@ -132,7 +125,7 @@ impl Account {
         if self.attempts.len() >= request.attempts_per_minute() as usize {
             return Leasing::Paused(self.attempts.iter().map(|&(_, end)| end).min().unwrap() - now);
         }
-        self.fence = self.least_fence.max(self.fence + 1);
+        self.fence = self.clock.max(self.fence + 1);
         let end = now + request.lasts();
         self.lease = Some((request.owner(), self.fence, end));
         self.attempts.push((self.fence, end + MINUTE));
@@ -167,7 +160,8 @@ impl TokenStore for Memory {
     async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
         self.within(true, name, |account| {
             account.end(&lease);
-            if account.fence <= lease.fence() {
+            let is_stored = account.entry.as_ref().is_some_and(|&(fence, ..)| fence == lease.fence());
+            if account.fence <= lease.fence() && !is_stored {
                 account.fence = lease.fence();
                 account.entry = Some((lease.fence(), sealed, Instant::now()));
             }
@@ -178,7 +172,8 @@ impl TokenStore for Memory {
     async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
         self.within(true, name, |account| {
             account.end(&lease);
-            account.paused_until = Some(Instant::now() + pause);
+            // A lease that was overtaken cuts no pause short.
+            account.paused_until = account.paused_until.max(Some(Instant::now() + pause));
         })
         .await
     }
