@@ -1,6 +1,6 @@
 //! The default HTTPS transport of token requests.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration};
+use std::{fmt, future::Future, pin::Pin, task::Context, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -11,14 +11,10 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use rustls::RootCertStore;
 use tower::{BoxError, Service};
 
-use crate::BuildError;
+use crate::{BuildError, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,7 +46,7 @@ impl HttpsTransport {
     ///
     /// [`BuildError::RootCertificates`] if there are none.
     pub fn new() -> Result<Self, BuildError> {
-        Self::with_platform_roots(RootCertStore::empty())
+        Ok(Self::with(tls::with_platform_roots(RootCertStore::empty())?))
     }
 
     /// A transport that trusts these certificates (PEM, one or more) beside the platform's.
@@ -59,26 +55,7 @@ impl HttpsTransport {
     ///
     /// [`BuildError::Certificate`] if a certificate cannot be read, or if there is none.
     pub fn trusting(pem: &[u8]) -> Result<Self, BuildError> {
-        let wrong = |cause: BoxError| BuildError::Certificate { cause: Some(cause) };
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| wrong(error.into()))?;
-            roots.add(certificate).map_err(|error| wrong(error.into()))?;
-        }
-        if roots.is_empty() {
-            return Err(BuildError::Certificate { cause: None });
-        }
-        Self::with_platform_roots(roots)
-    }
-
-    fn with_platform_roots(mut roots: RootCertStore) -> Result<Self, BuildError> {
-        let mut platform = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(platform.certs);
-        if roots.is_empty() {
-            let cause = platform.errors.pop().map(Into::into);
-            return Err(BuildError::RootCertificates { cause });
-        }
-        Ok(Self::with(roots))
+        Ok(Self::with(tls::with_platform_roots(tls::roots_in(pem)?)?))
     }
 
     /// For an origin on this machine that speaks plain HTTP: trusts no certificate.
@@ -87,17 +64,11 @@ impl HttpsTransport {
     }
 
     fn with(roots: RootCertStore) -> Self {
-        // The provider is passed in: a tree with two of them has no default, and asking for it panics.
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("aws-lc-rs supports the default versions of TLS")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
+            .with_tls_config(tls::client_config(roots))
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);

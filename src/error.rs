@@ -170,7 +170,7 @@ fn in_parentheses(code: Option<&str>) -> String {
     code.map(|code| format!(" ({code})")).unwrap_or_default()
 }
 
-/// Why a layer, credentials or a transport could not be built.
+/// Why a layer, credentials, a transport or a store could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -247,6 +247,15 @@ pub enum BuildError {
     /// There is no transport for token requests: the feature `client` is off and none was given.
     #[error("no transport for token requests; give one to the builder, or turn on the feature `client`")]
     NoTransport,
+    /// The URL of a Redis server cannot be used. It is not shown: there may be a password in it.
+    #[error(
+        "the URL of the Redis server cannot be used: {problem}; it is written like rediss://user:password@redis.example:6379"
+    )]
+    #[non_exhaustive]
+    RedisUrl {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// What was given to trust is not the PEM of a certificate.
     #[error("the PEM to trust holds no certificate that can be read")]
     #[non_exhaustive]
@@ -255,8 +264,8 @@ pub enum BuildError {
         #[source]
         cause: Option<Box<dyn Error + Send + Sync>>,
     },
-    /// No root certificate could be had, so no HTTPS server can be trusted.
-    #[error("no root certificate to trust APSIS One by; install the system's (often a package `ca-certificates`)")]
+    /// No root certificate could be had, so no server can be trusted.
+    #[error("no root certificate to trust a server by; install the system's (often a package `ca-certificates`)")]
     #[non_exhaustive]
     RootCertificates {
         /// What went wrong, if something did.

@@ -243,6 +243,8 @@ pub mod in_your_tests;
 mod ladder;
 mod layer;
 mod origin;
+#[cfg(feature = "redis-store")]
+mod redis_store;
 mod rejection;
 mod replay;
 mod replay_body;
@@ -253,6 +255,8 @@ mod state;
 #[cfg(feature = "store")]
 #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
 pub mod store;
+#[cfg(any(feature = "client", feature = "redis-store"))]
+mod tls;
 mod token;
 mod waiter;
 
@@ -269,6 +273,9 @@ pub use future::{AuthOutcome, ResponseFuture};
 pub use handle::{Grounded, Snapshot, TokenHandle, TokenState};
 pub use layer::{ApsisAuthLayer, CloneInner};
 pub use origin::BaseUrl;
+#[cfg(feature = "redis-store")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis-store")))]
+pub use redis_store::RedisStore;
 pub use rejection::{Rejection, default_rejection_rule};
 pub use replay::ReplayableBody;
 pub use replay_body::{Once, ReplayBody};

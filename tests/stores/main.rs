@@ -5,3 +5,5 @@
 mod contract;
 mod file;
 mod processes;
+mod redis;
+mod server;

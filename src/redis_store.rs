@@ -1,0 +1,444 @@
+//! [`RedisStore`]: one token for all processes that reach a Redis or Valkey server.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, aio::MultiplexedConnection,
+};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    runtime::{self, Handle},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{RootCertStore, pki_types::ServerName},
+};
+use tower::BoxError;
+
+use crate::{
+    error::BuildError,
+    store::{Entry, Lease, LeaseRequest, Leasing, TokenStore},
+    tls,
+};
+
+/// Of one operation, from the name of the server to its answer. Who waits for a store waits for a second.
+const OPERATION_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// A connection is kept for the operations of one flight: the next one is a day off.
+const CONNECTION_LASTS: Duration = Duration::from_secs(30);
+
+/// No lease lasts longer, and no pause.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Longer than the life of any token.
+const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// A store in Redis or Valkey, for processes on any machine that reach the server.
+///
+/// Each account has two keys there, `apsis-auth:{…}` and `apsis-auth:{…}:attempts`, in one slot of a cluster. Both expire when they are of no use
+/// to anybody. What changes them is one script a step, so of two processes that want a lease, one gets it. All moments are by the
+/// server's clock.
+///
+/// An operation takes a connection if none is at hand, and 800 ms at most. A connection is kept for half a minute, so there is none
+/// while nobody asks for a token, and one that broke, or whose runtime is gone, is replaced. Nothing is connected to before a flight
+/// needs it. An operation that was dropped may still take place; a lease of it ends by itself, and its process gets another one before.
+///
+/// # The server
+///
+/// Redis from 5.0 on, or any Valkey: one server, or what speaks for several under one name (a proxy, the primary's address of a managed one).
+/// Redirections of a cluster are not followed.
+///
+/// **A fail-over may cost one more token request**, and so may a restart, a flush and an eviction: a replica may not have heard of the last lease
+/// or entry, so that a second process is granted one. Fences come from the server's clock, so what comes then is newer than what was.
+/// An eviction policy of `allkeys-…` or `volatile-…` may take the keys, at that price; a server that is full and evicts nothing is one that
+/// fails.
+///
+/// An ACL user (from Redis 6 on) needs no more than this:
+///
+/// ```text
+#[doc = include_str!("redis_store.acl")]
+/// ```
+///
+/// The entries are sealed, as the [module](crate::store#what-is-stored-and-who-can-do-what-with-it) says; without TLS the server's own password is
+/// not.
+///
+/// ```no_run
+/// use apsis_auth::{ApsisAuthLayer, ClientCredentials, RedisStore, Region};
+///
+/// # fn build() -> Result<(), Box<dyn std::error::Error>> {
+/// let auth = ApsisAuthLayer::builder(ClientCredentials::from_env()?, Region::from_env()?)
+///     .store(RedisStore::new(&std::env::var("REDIS_URL")?)?)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RedisStore {
+    server: Arc<Server>,
+    /// Taken out by an operation, and put back when it brought an answer.
+    kept: Arc<Mutex<Option<Connection>>>,
+}
+
+impl RedisStore {
+    /// A store in the server of this URL: `redis://host:6379`, with `user:password@` before the host and `/1` for another database
+    /// behind it; `rediss://` for TLS, by the platform's root certificates; or a socket, `unix:///path?user=…&pass=…&db=1`. What has a meaning
+    /// in URLs is percent-encoded in a password.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::RedisUrl`] if it is none of these, and [`BuildError::RootCertificates`] if TLS has none to trust.
+    pub fn new(url: &str) -> Result<Self, BuildError> {
+        Self::with(url, RootCertStore::empty())
+    }
+
+    /// The same, trusting these certificates (PEM, one or more) beside the platform's.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::RedisUrl`], and [`BuildError::Certificate`] if a certificate cannot be read, or if there is none.
+    pub fn trusting(url: &str, pem: &[u8]) -> Result<Self, BuildError> {
+        Self::with(url, tls::roots_in(pem)?)
+    }
+
+    fn with(url: &str, roots: RootCertStore) -> Result<Self, BuildError> {
+        Ok(Self { server: Arc::new(Server::at(url, roots)?), kept: Arc::default() })
+    }
+
+    /// What a script answers to these arguments.
+    async fn run(&self, script: &str, name: &str, arguments: &[&[u8]]) -> Result<Vec<Bytes>, BoxError> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(script).arg(2).arg(format!("apsis-auth:{{{name}}}")).arg(format!("apsis-auth:{{{name}}}:attempts"));
+        for argument in arguments {
+            command.arg(argument);
+        }
+        let answer = match timeout(OPERATION_TIMEOUT, self.ask(&command)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {OPERATION_TIMEOUT:?}").into()),
+        };
+        answer.map_err(|cause| Failure { server: self.server.to_string(), cause }.into())
+    }
+
+    async fn ask(&self, command: &Cmd) -> Result<Vec<Bytes>, BoxError> {
+        let runtime = Handle::try_current()?.id();
+        // It may have broken meanwhile, or the server is not what it was: then a new one decides.
+        if let Some(mut connection) = self.take().filter(|connection| connection.is_good_in(runtime))
+            && let Ok(answer) = connection.ask(command).await
+        {
+            self.keep(connection);
+            return Ok(answer);
+        }
+        let mut connection = self.server.connect(runtime).await?;
+        let answer = connection.ask(command).await?;
+        self.keep(connection);
+        Ok(answer)
+    }
+
+    fn take(&self) -> Option<Connection> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep(&self, connection: Connection) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+}
+
+impl TokenStore for RedisStore {
+    async fn load(&self, name: &str) -> Result<Option<Entry>, BoxError> {
+        match &self.run(LOAD, name, &[]).await?[..] {
+            [] => Ok(None),
+            [fence, sealed, age] => Ok(Some(entry(fence, sealed, age)?)),
+            other => Err(not_understood(other)),
+        }
+    }
+
+    async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+        let arguments = [
+            request.owner(),
+            request.newer_than(),
+            milliseconds(request.lasts().min(LONGEST)),
+            u64::from(request.attempts_per_minute()),
+        ]
+        .map(|number| number.to_string());
+        let answer = self.run(LEASE, name, &arguments.each_ref().map(String::as_bytes)).await?;
+        match &answer[..] {
+            [kind, fence] if kind == "granted" => Ok(Leasing::Granted(Lease::new(number(fence)?))),
+            [kind, fence, sealed, age] if kind == "newer" => Ok(Leasing::Newer(entry(fence, sealed, age)?)),
+            [kind, fence, left] if kind == "held" => {
+                Ok(Leasing::Held { fence: number(fence)?, left: Duration::from_millis(number(left)?) })
+            }
+            [kind, left] if kind == "paused" => Ok(Leasing::Paused(Duration::from_millis(number(left)?))),
+            other => Err(not_understood(other)),
+        }
+    }
+
+    async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, lifetime: Duration) -> Result<(), BoxError> {
+        let (fence, lifetime) = (lease.fence().to_string(), milliseconds(lifetime.min(LONGEST_KEPT)).to_string());
+        self.run(PUBLISH, name, &[fence.as_bytes(), &sealed, lifetime.as_bytes()]).await?;
+        Ok(())
+    }
+
+    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+        let (fence, pause) = (lease.fence().to_string(), milliseconds(pause.min(LONGEST)).to_string());
+        self.run(RELEASE, name, &[fence.as_bytes(), pause.as_bytes()]).await?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("server", &format_args!("{}", self.server)).finish_non_exhaustive()
+    }
+}
+
+/// A script in Lua, with what all of them share. Numbers are written out: Lua would shorten a long one.
+macro_rules! script {
+    ($own:literal) => {
+        concat!(
+            r"
+local account, attempts = KEYS[1], KEYS[2]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local longest, window = 3600000, 60000
+
+local function text(number)
+    return string.format('%.0f', number)
+end
+
+-- Anything else is not ours.
+local function number(text)
+    local number = tonumber(text)
+    if number and number >= 0 and number < 2 ^ 53 then return number end
+end
+
+local function stored(field)
+    return number(redis.call('HGET', account, field)) or 0
+end
+
+-- How long until then. What is farther off than anything can be was written before the clock was set back.
+local function left(field)
+    local left = stored(field) - now
+    if left < 0 or left > longest then return 0 end
+    return left
+end
+
+local function keep(key, lifetime)
+    if redis.call('PTTL', key) < lifetime then redis.call('PEXPIRE', key, text(lifetime)) end
+end
+
+local function count(fence, counts)
+    redis.call('ZADD', attempts, text(now + counts), fence)
+    keep(attempts, counts)
+end
+
+local function entry(newer_than)
+    local found = redis.call('HMGET', account, 'entry', 'sealed', 'published')
+    local fence, sealed, published = number(found[1]), found[2], number(found[3])
+    if not fence or not sealed or not published or fence <= newer_than then return nil end
+    return { text(fence), sealed, text(math.max(0, now - published)) }
+end
+",
+            $own
+        )
+    };
+}
+
+/// Answers the fence, what is sealed and its age, or nothing.
+const LOAD: &str = script!("return entry(-1) or {}");
+
+/// By an owner, for what is newer than a fence, so many milliseconds, if fewer attempts than these count.
+const LEASE: &str = script!(
+    r"
+local owner, newer_than, lasts, per_minute = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local newer = entry(newer_than)
+if newer then return { 'newer', newer[1], newer[2], newer[3] } end
+
+local held = left('lease_ends')
+if held > 0 and redis.call('HGET', account, 'owner') ~= owner then
+    return { 'held', text(stored('fence')), text(held) }
+end
+
+redis.call('ZREMRANGEBYSCORE', attempts, '-inf', text(now))
+redis.call('ZREMRANGEBYSCORE', attempts, text(now + longest + window + 1), '+inf')
+local paused, counted = left('paused_until'), redis.call('ZCARD', attempts)
+if counted >= per_minute then
+    local frees = redis.call('ZRANGE', attempts, counted - per_minute, counted - per_minute, 'WITHSCORES')[2]
+    paused = math.max(paused, (frees or now + window) - now)
+end
+if paused > 0 then return { 'paused', text(paused) } end
+
+local fence = text(math.max(now, stored('fence') + 1))
+redis.call('HSET', account, 'fence', fence, 'owner', owner, 'lease_ends', text(now + lasts))
+keep(account, lasts + window)
+count(fence, lasts + window)
+return { 'granted', fence }
+"
+);
+
+/// Under a fence, for so many milliseconds.
+const PUBLISH: &str = script!(
+    r"
+local fence, sealed, lifetime = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+count(fence, window)
+if tonumber(fence) < stored('fence') then return {} end
+redis.call('HSET', account, 'fence', fence, 'entry', fence, 'sealed', sealed, 'published', text(now))
+redis.call('HDEL', account, 'owner', 'lease_ends')
+keep(account, math.max(lifetime, window))
+return {}
+"
+);
+
+/// Of a fence, and pauses for so many milliseconds, or as long as was said before.
+const RELEASE: &str = script!(
+    r"
+local fence, pause = ARGV[1], tonumber(ARGV[2])
+
+count(fence, window)
+if tonumber(fence) >= stored('fence') then redis.call('HDEL', account, 'owner', 'lease_ends') end
+if pause > left('paused_until') then
+    redis.call('HSET', account, 'paused_until', text(now + pause))
+    keep(account, pause)
+end
+return {}
+"
+);
+
+/// What a URL says.
+struct Server {
+    address: ConnectionAddr,
+    settings: RedisConnectionInfo,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Server {
+    fn at(url: &str, roots: RootCertStore) -> Result<Self, BuildError> {
+        let wrong = |problem| BuildError::RedisUrl { problem };
+        let mut url = redis::parse_redis_url(url)
+            .ok_or_else(|| wrong("it is not a URL, or not one of redis, rediss, valkey, valkeys or unix"))?;
+        if url.fragment().is_some() {
+            return Err(wrong("nothing may stand behind a #; in a password it is written %23"));
+        }
+        let is_tls = matches!(url.scheme(), "rediss" | "valkeys");
+        if is_tls {
+            // TLS is ours: that of the crate would ask for the default crypto provider, and panic where there are two.
+            url.set_scheme("redis").map_err(|()| wrong("its scheme is not one of Redis"))?;
+        }
+        let info = url.into_connection_info();
+        let info = info.map_err(|_| wrong("its host, user, password, database or a parameter cannot be used"))?;
+        let tls = match info.addr() {
+            ConnectionAddr::Tcp(host, _) if is_tls => {
+                let name =
+                    ServerName::try_from(host.clone()).map_err(|_| wrong("its host cannot have a certificate"))?;
+                let config = tls::client_config(tls::with_platform_roots(roots)?);
+                Some((TlsConnector::from(Arc::new(config)), name))
+            }
+            _ => None,
+        };
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        Ok(Self { address: info.addr().clone(), settings, tls })
+    }
+
+    async fn connect(&self, runtime: runtime::Id) -> Result<Connection, BoxError> {
+        match &self.address {
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                match &self.tls {
+                    Some((tls, name)) => self.greet(tls.connect(name.clone(), stream).await?, runtime).await,
+                    None => self.greet(stream, runtime).await,
+                }
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => self.greet(UnixStream::connect(path).await?, runtime).await,
+            _ => Err("there is no way to such an address".into()),
+        }
+    }
+
+    async fn greet<S>(&self, stream: S, runtime: runtime::Id) -> Result<Connection, BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        // The limit is the operation's.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let (commands, driver) = MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
+        Ok(Connection { commands, driver: Driver::start(driver), runtime, made: Instant::now() })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)
+    }
+}
+
+struct Connection {
+    commands: MultiplexedConnection,
+    driver: Driver,
+    runtime: runtime::Id,
+    made: Instant,
+}
+
+impl Connection {
+    /// Another runtime may be gone, or not be driven now.
+    fn is_good_in(&self, runtime: runtime::Id) -> bool {
+        self.runtime == runtime && !self.driver.0.is_finished() && self.made.elapsed() < CONNECTION_LASTS
+    }
+
+    async fn ask(&mut self, command: &Cmd) -> Result<Vec<Bytes>, BoxError> {
+        // Its source says the same once more.
+        command.query_async(&mut self.commands).await.map_err(|error| error.to_string().into())
+    }
+}
+
+/// The task that writes and reads. It ends with the connection, and no later than nobody would use that any more.
+struct Driver(JoinHandle<()>);
+
+impl Driver {
+    fn start(driver: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(async move {
+            let _ = timeout(CONNECTION_LASTS + OPERATION_TIMEOUT, driver).await;
+        }))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the Redis server {server} fails")]
+struct Failure {
+    server: String,
+    #[source]
+    cause: BoxError,
+}
+
+fn entry(fence: &Bytes, sealed: &Bytes, age: &Bytes) -> Result<Entry, BoxError> {
+    Ok(Entry::new(number(fence)?, sealed.clone(), Duration::from_millis(number(age)?)))
+}
+
+fn number(text: &[u8]) -> Result<u64, BoxError> {
+    Ok(std::str::from_utf8(text)?.parse()?)
+}
+
+fn not_understood(answer: &[Bytes]) -> BoxError {
+    format!("an answer of {} parts is not one of our scripts", answer.len()).into()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,150 @@
+//! A Redis server of a test's own.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use apsis_auth::RedisStore;
+use redis::Value;
+
+use crate::file::Folder;
+
+const PROGRAM: &str = "redis-server";
+
+/// Killed when it is dropped.
+pub(crate) struct Server {
+    folder: Folder,
+    port: u16,
+    arguments: Vec<String>,
+    process: Child,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With these arguments besides.
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let folder = Folder::new();
+        fs::create_dir_all(folder.path()).unwrap();
+        let arguments: Vec<_> = arguments.iter().copied().map(str::to_owned).collect();
+        // Somebody else may take the port between its being found and being used.
+        for _ in 0..10 {
+            let port = free_port();
+            if let Some(process) = run(port, folder.path(), &arguments) {
+                return Self { folder, port, arguments, process };
+            }
+        }
+        panic!("`{PROGRAM}` does not start with {arguments:?}");
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Of a user with this password.
+    pub(crate) fn url_of(&self, user: &str, password: &str) -> String {
+        format!("redis://{user}:{password}@127.0.0.1:{}/", self.port)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    pub(crate) fn store(&self) -> RedisStore {
+        RedisStore::new(&self.url()).unwrap()
+    }
+
+    /// What it answers to a command.
+    pub(crate) fn ask(&self, command: &[&str]) -> Value {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_connection_with_timeout(Duration::from_secs(5)).unwrap();
+        let (name, arguments) = command.split_first().unwrap();
+        redis::cmd(name).arg(arguments).query(&mut connection).unwrap()
+    }
+
+    pub(crate) fn number(&self, command: &[&str]) -> i64 {
+        redis::from_redis_value(self.ask(command)).unwrap()
+    }
+
+    pub(crate) fn texts(&self, command: &[&str]) -> Vec<String> {
+        redis::from_redis_value(self.ask(command)).unwrap()
+    }
+
+    /// It is gone, and with it what it knew.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Once more, where it was.
+    pub(crate) fn start_again(&mut self) {
+        self.process = run(self.port, self.folder.path(), &self.arguments).unwrap();
+    }
+
+    /// It answers no more, and its connections stay.
+    pub(crate) fn stop(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// When it answers; or nothing, if it ends.
+fn run(port: u16, folder: &Path, arguments: &[String]) -> Option<Child> {
+    let socket = folder.join("socket");
+    let mut process = Command::new(PROGRAM)
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(["--dir", folder.to_str().unwrap(), "--unixsocket", socket.to_str().unwrap()])
+        .args(arguments)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                panic!("these tests need the program `{PROGRAM}`; on Debian: apt-get install {PROGRAM}")
+            }
+            _ => panic!("`{PROGRAM}` cannot be run: {error}"),
+        });
+    let started = Instant::now();
+    while !answers(port) {
+        if process.try_wait().unwrap().is_some() {
+            return None;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "`{PROGRAM}` does not answer");
+        thread::sleep(Duration::from_millis(5));
+    }
+    process.try_wait().unwrap().is_none().then_some(process)
+}
+
+fn answers(port: u16) -> bool {
+    let ping = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"PING\r\n")?;
+        stream.read(&mut [0; 16])
+    };
+    ping().is_ok_and(|length| length > 0)
+}
