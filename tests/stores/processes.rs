@@ -5,13 +5,16 @@
 use std::{
     env,
     io::{BufRead, BufReader, Write, stdin},
-    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use apsis_auth::{
-    ApsisAuthLayer, ClientCredentials, FileStore,
+    ApsisAuthLayer, ClientCredentials, FileStore, RedisStore,
     emulator::{Answer, Emulator, EmulatorServer},
 };
 use bytes::Bytes;
@@ -19,24 +22,31 @@ use http::Request;
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
 
-use crate::file::Folder;
+use crate::{file::Folder, server::Server};
 
+/// A folder, or the URL of a server.
 const WORKER: &str = "APSIS_TEST_WORKER";
 const URL: &str = "APSIS_TEST_URL";
 const PROCESSES: usize = 50;
 
 /// Not a test, but what the others start: for each line it reads it sends a request, and prints what came of it.
+#[allow(clippy::print_stdout, reason = "who started it listens")]
 #[tokio::test]
 async fn a_worker_does_as_it_is_told() {
-    let Ok(folder) = env::var(WORKER) else { return };
+    let Ok(store) = env::var(WORKER) else { return };
     let base = env::var(URL).unwrap();
     let builder = ApsisAuthLayer::builder(ClientCredentials::from_env().unwrap(), base.as_str());
-    let layer = builder.store(FileStore::new(folder)).build().unwrap();
+    let builder = if store.contains("://") {
+        builder.store(RedisStore::new(&store).unwrap())
+    } else {
+        builder.store(FileStore::new(store))
+    };
+    let layer = builder.build().unwrap();
     let client = layer.layer(Client::builder(TokioExecutor::new()).build_http());
     while spawn_blocking(|| stdin().read_line(&mut String::new()).unwrap()).await.unwrap() > 0 {
         let request = Request::get(format!("{base}/audience/keyspaces")).body(Full::<Bytes>::default()).unwrap();
@@ -59,11 +69,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(apsis: &Emulator, server: &EmulatorServer, folder: &Path) -> Self {
+    fn start(apsis: &Emulator, server: &EmulatorServer, store: &str) -> Self {
         let key = apsis.api_key();
         let mut process = Command::new(env::current_exe().unwrap())
             .args(["--exact", "processes::a_worker_does_as_it_is_told", "--nocapture"])
-            .env(WORKER, folder)
+            .env(WORKER, store)
             .env(URL, server.url())
             .env("APSIS_CLIENT_ID", key.client_id())
             .env("APSIS_CLIENT_SECRET", key.client_secret())
@@ -104,26 +114,78 @@ impl Drop for Worker {
 async fn round(mut workers: Vec<Worker>) -> (Vec<Worker>, usize) {
     // Reading blocks.
     spawn_blocking(move || {
-        workers.iter_mut().for_each(Worker::order);
-        let answers: Vec<_> = workers.iter_mut().map(Worker::answer).collect();
-        assert!(answers.iter().all(|(outcome, _)| outcome == "200"), "{answers:?}");
-        let adopted = answers.iter().filter(|(_, adopted)| *adopted).count();
+        let adopted = requests(&mut workers);
         (workers, adopted)
     })
     .await
     .unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_processes_that_share_a_folder_make_one_token_request_and_one_more_when_it_is_revoked() {
-    let (apsis, folder) = (Emulator::new(), Folder::new());
-    let server = apsis.serve().await.unwrap();
+fn requests(workers: &mut [Worker]) -> usize {
+    workers.iter_mut().for_each(Worker::order);
+    let answers: Vec<_> = workers.iter_mut().map(Worker::answer).collect();
+    assert!(answers.iter().all(|(outcome, _)| outcome == "200"), "{answers:?}");
+    answers.iter().filter(|(_, adopted)| *adopted).count()
+}
+
+/// Round after round, to its end. Each request has to succeed.
+struct Load {
+    rounds: Arc<AtomicUsize>,
+    is_over: Arc<AtomicBool>,
+    running: JoinHandle<()>,
+}
+
+impl Load {
+    fn of(mut workers: Vec<Worker>) -> Self {
+        let (rounds, is_over) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (counted, told) = (Arc::clone(&rounds), Arc::clone(&is_over));
+        let running = spawn_blocking(move || {
+            while !told.load(Ordering::Relaxed) {
+                requests(&mut workers);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { rounds, is_over, running }
+    }
+
+    /// Two whole rounds from here on.
+    async fn goes_on(&self) {
+        let enough = self.rounds.load(Ordering::Relaxed) + 3;
+        let limited = timeout(Duration::from_secs(60), async {
+            while self.rounds.load(Ordering::Relaxed) < enough {
+                assert!(!self.running.is_finished(), "a request failed");
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        limited.await.expect("the load stands still");
+    }
+
+    async fn ends(mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        (&mut self.running).await.unwrap();
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Processes that have a token, by one request.
+async fn fleet(apsis: &Emulator, server: &EmulatorServer, store: &str) -> Vec<Worker> {
     apsis.set_api_limit(10_000);
     apsis.set_token_delay(Duration::from_millis(200));
-    let workers = (0..PROCESSES).map(|_| Worker::start(&apsis, &server, folder.path())).collect();
-
+    let workers = (0..PROCESSES).map(|_| Worker::start(apsis, server, store)).collect();
     let (workers, adopted) = round(workers).await;
     assert_eq!((apsis.counters().token_requests, adopted), (1, PROCESSES - 1));
+    workers
+}
+
+async fn fifty_processes_make_one_token_request_and_one_more_when_it_is_revoked(store: &str) {
+    let apsis = Emulator::new();
+    let server = apsis.serve().await.unwrap();
+    let workers = fleet(&apsis, &server, store).await;
 
     apsis.revoke_tokens();
     let (workers, adopted) = round(workers).await;
@@ -131,22 +193,96 @@ async fn fifty_processes_that_share_a_folder_make_one_token_request_and_one_more
 
     // They run no more; what comes later finds what they left.
     drop(workers);
-    let late = vec![Worker::start(&apsis, &server, folder.path())];
+    let late = vec![Worker::start(&apsis, &server, store)];
     assert_eq!(round(late).await.1, 1);
     assert_eq!(apsis.counters().token_requests, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_processes_that_share_a_folder_make_one_token_request_and_one_more_when_it_is_revoked() {
+    let folder = Folder::new();
+    fifty_processes_make_one_token_request_and_one_more_when_it_is_revoked(folder.path().to_str().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_processes_that_share_a_redis_make_one_token_request_and_one_more_when_it_is_revoked() {
+    let redis = Server::start();
+    fifty_processes_make_one_token_request_and_one_more_when_it_is_revoked(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_revoked_under_load_costs_fifty_processes_one_token_request() {
+    let (apsis, redis) = (Emulator::new(), Server::start());
+    let server = apsis.serve().await.unwrap();
+    let load = Load::of(fleet(&apsis, &server, &redis.url()).await);
+    for requests in 2..4 {
+        load.goes_on().await;
+        apsis.revoke_tokens();
+        load.goes_on().await;
+        assert_eq!(apsis.counters().token_requests, requests);
+    }
+    load.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_killed_under_load_and_comes_back_empty_fails_no_request() {
+    let (apsis, mut redis) = (Emulator::new(), Server::start());
+    let server = apsis.serve().await.unwrap();
+    let load = Load::of(fleet(&apsis, &server, &redis.url()).await);
+
+    // With a good token nobody asks for it.
+    redis.kill();
+    load.goes_on().await;
+    redis.start_again();
+    load.goes_on().await;
+    assert_eq!(apsis.counters().token_requests, 1);
+
+    // Each process asks for itself, by its own budget.
+    redis.kill();
+    apsis.set_token_limit(1000);
+    apsis.revoke_tokens();
+    load.goes_on().await;
+    let alone = apsis.counters().token_requests;
+    assert!((2..=1 + PROCESSES as u64).contains(&alone), "{alone}");
+
+    redis.start_again();
+    apsis.revoke_tokens();
+    load.goes_on().await;
+    assert_eq!(apsis.counters().token_requests, alone + 1);
+    load.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_stands_still_longer_than_every_limit_fails_no_request() {
+    let (apsis, redis) = (Emulator::new(), Server::start());
+    let server = apsis.serve().await.unwrap();
+    let load = Load::of(fleet(&apsis, &server, &redis.url()).await);
+
+    redis.stop();
+    apsis.set_token_limit(1000);
+    apsis.revoke_tokens();
+    load.goes_on().await;
+    let alone = apsis.counters().token_requests;
+    assert!((2..=1 + PROCESSES as u64).contains(&alone), "{alone}");
+
+    redis.go_on();
+    apsis.revoke_tokens();
+    load.goes_on().await;
+    assert_eq!(apsis.counters().token_requests, alone + 1);
+    load.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_a_process_is_killed_while_it_asks_another_one_asks_at_once() {
     let (apsis, folder) = (Emulator::new(), Folder::new());
-    let server = apsis.serve().await.unwrap();
+    let (server, folder) = (apsis.serve().await.unwrap(), folder.path().to_str().unwrap());
     apsis.script_token_answers([Answer::hang()]);
-    let mut holder = Worker::start(&apsis, &server, folder.path());
+    let mut holder = Worker::start(&apsis, &server, folder);
     holder.order();
     while apsis.counters().token_requests == 0 {
         sleep(Duration::from_millis(5)).await;
     }
-    let others = (0..3).map(|_| Worker::start(&apsis, &server, folder.path())).collect();
+    let others = (0..3).map(|_| Worker::start(&apsis, &server, folder)).collect();
     let others = tokio::spawn(round(others));
     sleep(Duration::from_millis(300)).await;
     assert_eq!(apsis.counters().token_requests, 1);
