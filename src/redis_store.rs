@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
     runtime::{self, Handle},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -44,34 +44,34 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// Longer than the life of any token.
 const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// A store in Redis or Valkey, for processes on any machine that reach the server.
+/// A store in Redis or Valkey: for processes on any machine that reach the server.
 ///
-/// Each account has two keys there, `apsis-auth:{…}` and `apsis-auth:{…}:attempts`, in one slot of a cluster. Both expire when they are of no use
-/// to anybody. What changes them is one script a step, so of two processes that want a lease, one gets it. All moments are by the
-/// server's clock.
+/// Each account has two keys there, `apsis-auth:{…}` and `apsis-auth:{…}:attempts`, in one slot of a cluster. Both
+/// expire when they are of no use to anybody. Each step is one script, so of two processes that want a lease one gets
+/// it. All moments are by the server's clock.
 ///
-/// An operation takes a connection if none is at hand, and 800 ms at most. A connection is kept for half a minute, so there is none
-/// while nobody asks for a token, and one that broke, or whose runtime is gone, is replaced. Nothing is connected to before a flight
-/// needs it. An operation that was dropped may still take place; a lease of it ends by itself, and its process gets another one before.
+/// Nothing is connected to before a flight needs it. An operation takes 800 ms at most, with the connection it makes if
+/// there is none at hand. A connection is kept for half a minute, for the flight it was made for; one that broke, or
+/// whose runtime is gone, is replaced. An operation that was given up may still take place: a lease that nobody heard
+/// of ends by itself, and the process that asked for it may have another one before.
 ///
 /// # The server
 ///
-/// Redis from 5.0 on, or any Valkey: one server, or what speaks for several under one name (a proxy, the primary's address of a managed one).
-/// Redirections of a cluster are not followed.
+/// Redis from 5.0 on, or any Valkey: one server, or what speaks for several (a proxy, the address of the primary).
+/// Redirections of a cluster are not followed. A server that is full, read-only or still loading is one that fails.
 ///
-/// **A fail-over may cost one more token request**, and so may a restart, a flush and an eviction: a replica may not have heard of the last lease
-/// or entry, so that a second process is granted one. Fences come from the server's clock, so what comes then is newer than what was.
-/// An eviction policy of `allkeys-…` or `volatile-…` may take the keys, at that price; a server that is full and evicts nothing is one that
-/// fails.
+/// **A fail-over may cost one more token request.** The server that takes over may not have heard of the last lease,
+/// and grants another one, or of the last entry. A restart without persistence, a flush and an eviction cost the same.
+/// What comes after is newer than what was before: a fence is at least the server's time.
 ///
-/// An ACL user (from Redis 6 on) needs no more than this:
+/// An ACL user (Redis 6 and later) needs this and no more:
 ///
 /// ```text
 #[doc = include_str!("redis_store.acl")]
 /// ```
 ///
-/// The entries are sealed, as the [module](crate::store#what-is-stored-and-who-can-do-what-with-it) says; without TLS the server's own password is
-/// not.
+/// What is stored is [sealed](crate::store#what-is-stored-and-who-can-do-what-with-it). The server's password is not:
+/// without TLS it can be read on the way.
 ///
 /// ```no_run
 /// use apsis_auth::{ApsisAuthLayer, ClientCredentials, RedisStore, Region};
@@ -91,9 +91,17 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// A store in the server of this URL: `redis://host:6379`, with `user:password@` before the host and `/1` for another database
-    /// behind it; `rediss://` for TLS, by the platform's root certificates; or a socket, `unix:///path?user=…&pass=…&db=1`. What has a meaning
-    /// in URLs is percent-encoded in a password.
+    /// A store in the server of this URL.
+    ///
+    /// | URL | |
+    /// | --- | --- |
+    /// | `redis://host:6379` | without TLS |
+    /// | `rediss://host:6379` | with TLS, by the platform's root certificates |
+    /// | `rediss://user:password@host` | as this user; `:password@` as the default one |
+    /// | `rediss://host/1` | another database |
+    /// | `unix:///run/redis.sock?user=…&pass=…&db=1` | a socket of this machine |
+    ///
+    /// In a user and a password, what has a meaning in URLs is percent-encoded.
     ///
     /// # Errors
     ///
@@ -102,11 +110,12 @@ impl RedisStore {
         Self::with(url, RootCertStore::empty())
     }
 
-    /// The same, trusting these certificates (PEM, one or more) beside the platform's.
+    /// The same with TLS, by these certificates (PEM, one or more) beside the platform's.
     ///
     /// # Errors
     ///
-    /// [`BuildError::RedisUrl`], and [`BuildError::Certificate`] if a certificate cannot be read, or if there is none.
+    /// [`BuildError::RedisUrl`] if it is not a URL of TLS, and [`BuildError::Certificate`] if a certificate cannot be
+    /// read, or if there is none.
     pub fn trusting(url: &str, pem: &[u8]) -> Result<Self, BuildError> {
         Self::with(url, tls::roots_in(pem)?)
     }
@@ -334,6 +343,8 @@ impl Server {
         if is_tls {
             // TLS is ours: that of the crate would ask for the default crypto provider, and panic where there are two.
             url.set_scheme("redis").map_err(|()| wrong("its scheme is not one of Redis"))?;
+        } else if !roots.is_empty() {
+            return Err(wrong("there are certificates to trust, and it is not one of TLS"));
         }
         let info = url.into_connection_info();
         let info = info.map_err(|_| wrong("its host, user, password, database or a parameter cannot be used"))?;
@@ -346,7 +357,11 @@ impl Server {
             }
             _ => None,
         };
-        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let settings = info.redis_settings();
+        if settings.username().is_some() && settings.password().is_none() {
+            return Err(wrong("there is a user in it without a password; a password alone is written :password@"));
+        }
+        let settings = settings.clone().set_skip_set_lib_name();
         Ok(Self { address: info.addr().clone(), settings, tls })
     }
 
@@ -407,8 +422,9 @@ struct Driver(JoinHandle<()>);
 
 impl Driver {
     fn start(driver: impl Future<Output = ()> + Send + 'static) -> Self {
+        let limited = timeout(CONNECTION_LASTS + OPERATION_TIMEOUT, driver);
         Self(tokio::spawn(async move {
-            let _ = timeout(CONNECTION_LASTS + OPERATION_TIMEOUT, driver).await;
+            let _ = limited.await;
         }))
     }
 }
@@ -441,4 +457,61 @@ fn not_understood(answer: &[Bytes]) -> BoxError {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+
+    use std::future::pending;
+
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream, duplex},
+        sync::oneshot,
+        task::yield_now,
+        time::advance,
+    };
+
+    use super::*;
+
+    async fn connection() -> (Connection, DuplexStream) {
+        let server = Server::at("redis://localhost", RootCertStore::empty()).unwrap();
+        let (ours, theirs) = duplex(1024);
+        (server.greet(ours, Handle::current().id()).await.unwrap(), theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_kept_for_half_a_minute_and_then_closed() {
+        let (connection, mut server) = connection().await;
+        let runtime = Handle::current().id();
+        advance(CONNECTION_LASTS - Duration::from_millis(1)).await;
+        assert!(connection.is_good_in(runtime));
+        advance(Duration::from_millis(1)).await;
+        assert!(!connection.is_good_in(runtime));
+        assert!(!connection.driver.0.is_finished(), "an operation may be under way");
+        let mut rest = Vec::new();
+        timeout(OPERATION_TIMEOUT * 2, server.read_to_end(&mut rest)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_closed_is_not_used_again() {
+        let (connection, server) = connection().await;
+        drop(server);
+        while !connection.driver.0.is_finished() {
+            yield_now().await;
+        }
+        assert!(!connection.is_good_in(Handle::current().id()));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_dropped_is_closed_though_an_answer_is_awaited() {
+        let (held, is_dropped) = oneshot::channel::<()>();
+        let driver = Driver::start(async move {
+            let _held = held;
+            pending().await
+        });
+        yield_now().await;
+        drop(driver);
+        timeout(OPERATION_TIMEOUT, is_dropped).await.unwrap().unwrap_err();
+    }
 }

@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | one that runs for long | none |
 //! | several on one machine, as one user; a cron job | `FileStore`, a folder (feature `file-store`) |
-//! | on several machines | your own [`TokenStore`], for what they all reach |
+//! | on several machines that reach a Redis or Valkey | `RedisStore` (feature `redis-store`) |
+//! | on several machines, otherwise | your own [`TokenStore`], for what they all reach |
 //!
 //! They have to have the same credentials and the same base URL.
 //!

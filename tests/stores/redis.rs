@@ -130,6 +130,19 @@ async fn an_attempt_counts_until_a_minute_after_its_end_and_that_of_a_dead_proce
 }
 
 #[tokio::test]
+async fn an_attempt_that_is_over_counts_no_more() {
+    let server = Server::start();
+    let store = server.store();
+    let now: u64 = server.texts(&["TIME"])[0].parse::<u64>().unwrap() * 1000;
+    for ago in 1..10_u64 {
+        let end = (now - ago * 1000).to_string();
+        server.ask(&["ZADD", "apsis-auth:{name}:attempts", &end, &ago.to_string()]);
+    }
+    granted(&store, "name", 1).await;
+    assert_eq!(server.number(&["ZCARD", "apsis-auth:{name}:attempts"]), 1);
+}
+
+#[tokio::test]
 async fn who_allows_fewer_attempts_than_were_made_waits_until_there_is_room_for_his() {
     let server = Server::start();
     let store = server.store();
@@ -448,6 +461,8 @@ fn a_url_that_cannot_be_used_is_an_error_that_does_not_show_it() {
         "rediss://user:canary@-host%20.example",
         "redis://user:%ffcanary@host",
         "redis-sentinel://user:canary@host",
+        "redis://canary@host",
+        "unix:///socket?user=canary",
         "unix://host?pass=canary&db=canary",
     ] {
         let error = RedisStore::new(url).expect_err(url);
@@ -515,6 +530,9 @@ async fn tls_is_not_spoken_with_one_whose_certificate_is_not_trusted_or_another_
     // What does not speak TLS.
     let plain = tls.server.url().replace("redis", "rediss");
     fails_within(SECOND, &RedisStore::trusting(&plain, other.as_bytes()).unwrap()).await;
+    // Certificates would be of no use.
+    let url = RedisStore::trusting(&tls.server.url(), tls.certificate.as_bytes()).unwrap_err();
+    assert!(matches!(url, BuildError::RedisUrl { .. }), "{url}");
     let garbage = RedisStore::trusting(&tls.url("localhost"), b"no certificate").unwrap_err();
     assert!(matches!(garbage, BuildError::Certificate { .. }), "{garbage}");
 }
