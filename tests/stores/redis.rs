@@ -232,6 +232,16 @@ async fn moments_that_are_farther_off_than_any_can_be_keep_nobody_waiting() {
     }
 }
 
+#[tokio::test]
+async fn what_was_published_before_the_clock_was_set_back_is_new() {
+    let server = Server::start();
+    let store = server.store();
+    let lease = granted(&store, "name", 1).await;
+    publish(&store, "name", lease, b"one").await;
+    server.ask(&["HSET", "apsis-auth:{name}", "published", "9000000000000"]);
+    assert_eq!(store.load("name").await.unwrap().unwrap().age(), Duration::ZERO);
+}
+
 // What goes wrong with servers.
 
 #[tokio::test]
@@ -337,6 +347,30 @@ fn a_store_outlives_the_runtime_that_used_it_and_works_in_another_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_flight_takes_one_connection_and_dropped_stores_leave_none() {
+    let server = Server::start();
+    let connections = || {
+        let stats: String = redis::from_redis_value(server.ask(&["INFO", "stats"])).unwrap();
+        let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+        count.parse::<u32>().unwrap()
+    };
+    let before = connections();
+    let store = server.store();
+    all_operations(&store, "name").await.unwrap();
+    // One of them asks.
+    assert_eq!(connections(), before + 2);
+    let clients = || server.texts(&["CLIENT", "LIST"]).concat().lines().count();
+    assert_eq!(clients(), 2);
+    drop(store);
+    let gone = async {
+        while clients() > 1 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SECOND, gone).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_no_answer_of_our_scripts_is_an_error() {
     let answers: [&[u8]; 14] = [
         b"",
@@ -399,6 +433,8 @@ async fn the_documented_user_may_do_what_is_needed() {
     let server = Server::start();
     server.ask(&USER.split_whitespace().collect::<Vec<_>>());
     contract::is_kept_by(&RedisStore::new(&server.url_of("apsis-auth", "password")).unwrap()).await;
+    // Nor is anything else tried.
+    assert_eq!(server.ask(&["ACL", "LOG"]), Value::Array(vec![]));
 }
 
 #[tokio::test]
