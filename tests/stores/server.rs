@@ -11,7 +11,7 @@ use std::{
 };
 
 use apsis_auth::RedisStore;
-use redis::Value;
+use redis::{Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
 
 use crate::file::Folder;
 
@@ -64,7 +64,10 @@ impl Server {
 
     /// What it answers to a command.
     pub(crate) fn ask(&self, command: &[&str]) -> Value {
-        let client = redis::Client::open(self.url()).unwrap();
+        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let address = ConnectionAddr::Tcp("127.0.0.1".to_owned(), self.port);
+        let info = address.into_connection_info().unwrap().set_redis_settings(settings);
+        let client = Client::open(info).unwrap();
         let mut connection = client.get_connection_with_timeout(Duration::from_secs(5)).unwrap();
         let (name, arguments) = command.split_first().unwrap();
         redis::cmd(name).arg(arguments).query(&mut connection).unwrap()
@@ -76,6 +79,13 @@ impl Server {
 
     pub(crate) fn texts(&self, command: &[&str]) -> Vec<String> {
         redis::from_redis_value(self.ask(command)).unwrap()
+    }
+
+    /// A figure of `INFO stats`.
+    pub(crate) fn stat(&self, name: &str) -> i64 {
+        let stats: String = redis::from_redis_value(self.ask(&["INFO", "stats"])).unwrap();
+        let mut figures = stats.lines().filter_map(|line| line.split_once(':'));
+        figures.find(|(found, _)| *found == name).unwrap().1.parse().unwrap()
     }
 
     /// It is gone, and with it what it knew.
