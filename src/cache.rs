@@ -158,9 +158,9 @@ impl TokenCache {
         }
     }
 
-    /// Takes note that a replay puts this generation to the test.
-    pub(crate) fn try_out(&self, generation: u64, kind: Rejection) {
-        self.lock().ladders.of(kind).try_out(generation, Instant::now());
+    /// Takes note that a replay puts this token to the test.
+    pub(crate) fn try_out(&self, token: &Token, kind: Rejection) {
+        self.lock().ladders.of(kind).try_out(token.generation(), token.is_adopted(), Instant::now());
     }
 
     /// Takes note that the API accepted a request stamped with this generation.
@@ -288,7 +288,7 @@ impl TokenCache {
     }
 
     pub(crate) fn turn(&self) -> Option<Turn> {
-        self.fleet.as_ref().map(Fleet::turn)
+        self.fleet.as_ref().map(|fleet| fleet.turn(self.current()))
     }
 
     /// When there is room for another attempt.
@@ -355,7 +355,7 @@ impl TokenCache {
         if let Reason::Rejected(kind) = reason {
             match same {
                 Some(_) => state.ladders.of(kind).did_not_help(now),
-                None => state.ladders.of(kind).try_out(generation, now),
+                None => state.ladders.of(kind).try_out(generation, token.is_adopted(), now),
             }
         }
         self.current.store(Some(Arc::clone(&token)));

@@ -131,7 +131,8 @@ impl Account {
 
     fn publish(&self, lease: &Lease, sealed: &[u8]) -> io::Result<()> {
         let mut contents = self.read()?;
-        if contents.fence > lease.fence() {
+        let is_stored = contents.entry.as_ref().is_some_and(|entry| entry.fence == lease.fence());
+        if contents.fence > lease.fence() || is_stored {
             return Ok(());
         }
         let published = now();
@@ -149,7 +150,8 @@ impl Account {
         }
         let now = now();
         contents.end_attempt(now);
-        contents.paused_until = now + milliseconds(pause.min(LONGEST_PAUSE));
+        let earlier = contents.pause_left(now).map_or(0, |left| now + left);
+        contents.paused_until = earlier.max(now + milliseconds(pause.min(LONGEST_PAUSE)));
         self.write(&contents)
     }
 
@@ -219,11 +221,17 @@ impl Contents {
     /// When there may be another attempt, if not now.
     fn paused_until(&mut self, now: u64, request: &LeaseRequest) -> Option<u64> {
         // What ends later than anything can was written before the clock was set back.
-        let (latest, longest) = (now + milliseconds(request.lasts() + WINDOW), now + milliseconds(LONGEST_PAUSE));
+        let latest = now + milliseconds(request.lasts() + WINDOW);
         self.attempts.retain(|&end| end > now && end <= latest);
         let is_full = self.attempts.len() >= usize::try_from(request.attempts_per_minute()).unwrap_or(usize::MAX);
         let room_at = self.attempts.iter().min().copied().filter(|_| is_full);
-        room_at.max(Some(self.paused_until).filter(|&end| end > now && end <= longest))
+        room_at.max(self.pause_left(now).map(|left| now + left))
+    }
+
+    /// None is longer than the longest, unless the clock was set back since.
+    fn pause_left(&self, now: u64) -> Option<u64> {
+        let left = self.paused_until.checked_sub(now)?;
+        (1..=milliseconds(LONGEST_PAUSE)).contains(&left).then_some(left)
     }
 
     /// The last one counts from now until a minute later.

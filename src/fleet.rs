@@ -24,7 +24,7 @@ use crate::{
     flight::FlightError,
     seal::Seal,
     store::{AnyStore, Entry, LeaseRequest, Leasing},
-    token::{IssuedToken, LONGEST_LIFETIME},
+    token::{IssuedToken, LONGEST_LIFETIME, Token},
 };
 
 pub(crate) use crate::store::Lease;
@@ -60,6 +60,8 @@ pub(crate) struct Turn {
     fleet: Arc<Fleet>,
     /// No entry with a lower fence is of use to it, nor one with this.
     newer_than: u64,
+    /// Nor one that is older than the process's own token, which it may have asked for without a lease.
+    own: Option<Arc<Token>>,
 }
 
 /// What the fleet has for a flight.
@@ -85,8 +87,9 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn turn(self: &Arc<Self>) -> Turn {
-        Turn { fleet: Arc::clone(self), newer_than: self.done_with.load(Ordering::Relaxed) }
+    /// Of a process that has this token.
+    pub(crate) fn turn(self: &Arc<Self>, own: Option<Arc<Token>>) -> Turn {
+        Turn { fleet: Arc::clone(self), newer_than: self.done_with.load(Ordering::Relaxed), own }
     }
 
     /// What an operation brings, within its limit; `None` if it fails, which is said once.
@@ -129,7 +132,7 @@ impl Turn {
         if is_forced {
             self.newer_than = self.newer_than.max(entry.fence());
         }
-        (entry.fence() > self.newer_than).then(|| self.open(&entry, asked, clock))?
+        self.open(&entry, asked, clock)
     }
 
     /// Waits for leave to make an attempt, or for what another process brings.
@@ -186,9 +189,14 @@ impl Turn {
         fleet.limited("release", fleet.store.release(fleet.seal.name(), lease, pause)).await;
     }
 
-    /// The token of an entry, unless it is of no use: it cannot be read, or has expired. It is not looked at again, then.
+    /// The token of an entry, unless it is of no use: it cannot be read, has expired, or is older than what there is. It is not
+    /// looked at again, then.
     fn open(&mut self, entry: &Entry, asked: Moment, clock: &Clock) -> Option<IssuedToken> {
         let fence = entry.fence();
+        if fence <= self.newer_than {
+            // The answer to an earlier question.
+            return None;
+        }
         self.newer_than = self.newer_than.max(fence);
         self.fleet.done_with.fetch_max(fence, Ordering::Relaxed);
         let Some(opened) = self.fleet.seal.open(entry.sealed(), fence) else {
@@ -202,7 +210,8 @@ impl Turn {
             asked,
             is_adopted: true,
         };
-        (!token.is_expired(clock.now())).then_some(token)
+        let is_newer = self.own.as_ref().is_none_or(|own| token.age < own.age_since_issue(asked.monotonic));
+        (is_newer && !token.is_expired(clock.now())).then_some(token)
     }
 }
 

@@ -118,6 +118,10 @@ impl Flight {
         clock: &Clock,
         limits: &Limits,
     ) -> Result<IssuedToken, FlightError> {
+        // Without room for an attempt of its own it takes no lease from those who have it.
+        if let Some(room_at) = self.cache.upgrade().ok_or(FlightError::Interrupted)?.room_at() {
+            return Err(FlightError::NoRoom(room_at));
+        }
         let lease = loop {
             match timeout_at(self.lands_by, turn.permit(clock)).await {
                 Ok(Permit::Adopt(token)) => return Ok(token),

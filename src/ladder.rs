@@ -60,6 +60,8 @@ pub(crate) struct Ladder {
     judged: u64,
     telling: u32,
     left_on_evidence: bool,
+    /// The generation that was spared a trial since a renewal helped last.
+    spared: Option<u64>,
 }
 
 impl Ladder {
@@ -72,6 +74,7 @@ impl Ladder {
             judged: 0,
             telling: TELLING,
             left_on_evidence: false,
+            spared: None,
         }
     }
 
@@ -81,7 +84,13 @@ impl Ladder {
     }
 
     /// A renewal brought this generation; what the API says to it tells whether it helped.
-    pub(crate) fn try_out(&mut self, generation: u64, now: Instant) {
+    ///
+    /// One that another process had asked for is spared once: it may have died before it was adopted, and that says nothing of what a
+    /// token request brings.
+    pub(crate) fn try_out(&mut self, generation: u64, is_adopted: bool, now: Instant) {
+        if is_adopted && *self.spared.get_or_insert(generation) == generation {
+            return;
+        }
         let known = self.on_trial.map_or(self.judged, |(on_trial, _)| on_trial.max(self.judged));
         if generation > known {
             self.on_trial = Some((generation, now));
@@ -221,8 +230,8 @@ mod tests {
     fn a_late_success_of_an_older_generation_leaves_the_newer_one_on_trial() {
         let now = Instant::now();
         let mut ladder = Ladder::new(FORBIDDEN);
-        ladder.try_out(2, now);
-        ladder.try_out(3, now);
+        ladder.try_out(2, false, now);
+        ladder.try_out(3, false, now);
         ladder.did_help(2);
         assert!(ladder.rejected(3, 0, now), "it climbs");
     }
@@ -280,7 +289,7 @@ mod tests {
         let now = Instant::now();
         for (generation, leaves) in [(1, false), (2, true), (3, true)] {
             let mut ladder = Ladder::new(UNAUTHORIZED);
-            ladder.try_out(2, now);
+            ladder.try_out(2, false, now);
             assert!(ladder.rejected(2, 0, now));
             ladder.did_help(generation);
             assert_eq!(ladder.cooling_at(now).is_none(), leaves, "a replay with generation {generation}");
@@ -291,10 +300,10 @@ mod tests {
     fn a_generation_that_helped_is_not_put_to_the_test_again() {
         let now = Instant::now();
         let mut ladder = Ladder::new(UNAUTHORIZED);
-        ladder.try_out(2, now);
+        ladder.try_out(2, false, now);
         ladder.did_help(2);
         // Another of the waiters comes late.
-        ladder.try_out(2, now);
+        ladder.try_out(2, false, now);
         assert!(!ladder.rejected(2, 1, now));
         assert_eq!(ladder.cooling_at(now), None);
     }

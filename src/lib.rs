@@ -194,6 +194,8 @@
 //! | `store.rs` | `TokenStore`, what is stored and who can do what with it (feature `store`) |
 //! | `seal.rs` | how a token is sealed before it is stored |
 //! | `file_store.rs` | `FileStore`: a store in a folder (feature `file-store`) |
+//! | `redis_store.rs`, `redis_store.acl` | `RedisStore`: a store in Redis or Valkey, and what its user may do there (feature `redis-store`) |
+//! | `tls.rs` | whom TLS trusts, for the default transport and for Redis |
 //! | `ladder.rs` | renewals that do not help, and the evidence that a token died |
 //! | `endpoint.rs` | the token request and what each answer means |
 //! | `backoff.rs` | when to ask again, and `Retry-After` |

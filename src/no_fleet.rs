@@ -4,7 +4,11 @@ use std::{convert::Infallible, sync::Arc};
 
 use tokio::time::Instant;
 
-use crate::{clock::Clock, flight::FlightError, token::IssuedToken};
+use crate::{
+    clock::Clock,
+    flight::FlightError,
+    token::{IssuedToken, Token},
+};
 
 pub(crate) type Lease = Infallible;
 
@@ -20,7 +24,7 @@ pub(crate) enum Permit {
 }
 
 impl Fleet {
-    pub(crate) fn turn(self: &Arc<Self>) -> Turn {
+    pub(crate) fn turn(self: &Arc<Self>, _: Option<Arc<Token>>) -> Turn {
         match **self {}
     }
 }

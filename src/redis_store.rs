@@ -301,7 +301,7 @@ const PUBLISH: &str = script!(
 local fence, sealed, lifetime = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 count(fence, window)
-if tonumber(fence) < stored('fence') then return {} end
+if tonumber(fence) < stored('fence') or tonumber(fence) == stored('entry') then return {} end
 redis.call('HSET', account, 'fence', fence, 'entry', fence, 'sealed', sealed, 'published', text(now))
 redis.call('HDEL', account, 'owner', 'lease_ends')
 keep(account, math.max(lifetime, window))

@@ -62,7 +62,7 @@ impl Seal {
         let mut text = Zeroizing::new(Vec::with_capacity(TIMES_LEN + token.len() + AES_256_GCM.tag_len()));
         text.extend_from_slice(&milliseconds(lifetime).to_be_bytes());
         // Rounded up: it is older, and never younger.
-        text.extend_from_slice(&milliseconds(age).saturating_add(1).to_be_bytes());
+        text.extend_from_slice(&milliseconds(age + Duration::from_nanos(999_999)).to_be_bytes());
         text.extend_from_slice(token);
         let nonce = self
             .key

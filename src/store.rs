@@ -127,7 +127,8 @@ use tower::BoxError;
 ///         let mut accounts = self.0.lock().unwrap();
 ///         let account = accounts.entry(name.to_owned()).or_default();
 ///         account.end(&lease);
-///         if account.fence <= lease.fence() {
+///         let is_stored = account.entry.as_ref().is_some_and(|entry| entry.0 == lease.fence());
+///         if account.fence <= lease.fence() && !is_stored {
 ///             account.entry = Some((lease.fence(), sealed, Instant::now()));
 ///         }
 ///         Ok(())
@@ -137,7 +138,7 @@ use tower::BoxError;
 ///         let mut accounts = self.0.lock().unwrap();
 ///         let account = accounts.entry(name.to_owned()).or_default();
 ///         account.end(&lease);
-///         account.paused = Some(Instant::now() + pause);
+///         account.paused = account.paused.max(Some(Instant::now() + pause));
 ///         Ok(())
 ///     }
 /// }
@@ -171,7 +172,7 @@ pub trait TokenStore: Send + Sync + 'static {
     fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send;
 
     /// Stores an entry and ends the lease. An entry of a lease with a lower fence than the last one granted or published is
-    /// dropped, which is no error.
+    /// dropped, which is no error; so is a second one of the same fence, or it would seem younger than it is.
     ///
     /// `lifetime` is how long the entry is of use to anybody; it may be kept longer.
     ///
@@ -186,7 +187,8 @@ pub trait TokenStore: Send + Sync + 'static {
         lifetime: Duration,
     ) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// Ends the lease of an attempt that failed. Nobody gets one before the pause is over.
+    /// Ends the lease of an attempt that failed. Nobody gets one before the pause is over, nor before a longer one that was asked
+    /// for earlier.
     ///
     /// # Errors
     ///

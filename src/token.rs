@@ -68,6 +68,8 @@ pub(crate) struct Token {
     usable_for: Duration,
     due_after: Duration,
     lifetime: Duration,
+    /// Its age when it was born here.
+    age: Duration,
     is_adopted: bool,
     unchanged_refreshes: u32,
     /// Nanoseconds after `born` by the monotonic clock. Until then a request needs to look at nothing else.
@@ -85,6 +87,7 @@ impl Token {
             born: issued.asked,
             due_after: issued.lifetime.mul_f64(0.75 + 0.15 * draw).saturating_sub(issued.age),
             lifetime: issued.lifetime.saturating_sub(issued.age),
+            age: issued.age,
             is_adopted: issued.is_adopted,
             unchanged_refreshes,
             next_look: AtomicU64::new(0),
@@ -105,6 +108,12 @@ impl Token {
 
     pub(crate) fn lifetime(&self) -> Duration {
         self.lifetime
+    }
+
+    /// How long ago it was asked for, by whichever process, as far as the clocks of store and process go alike.
+    #[cfg(feature = "store")]
+    pub(crate) fn age_since_issue(&self, now: Instant) -> Duration {
+        self.age.saturating_add(self.monotonic_age(now))
     }
 
     /// Whether another process of the fleet asked for it.

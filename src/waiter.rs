@@ -60,7 +60,7 @@ impl TokenCache {
         self.rejected(generation, kind);
         let token = self.wait(Want::Newer(generation, kind), patience).await?;
         // A flight of another reason may have brought it; the replay puts it to the test all the same.
-        self.try_out(token.generation(), kind);
+        self.try_out(&token, kind);
         Ok(patience.saturating_sub(asked.elapsed()))
     }
 

@@ -540,3 +540,58 @@ async fn a_request_that_cannot_be_sent_again_renews_through_the_store_as_well() 
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_alone_adopts_no_older_token_when_its_own_is_revoked() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 2);
+        assert_eq!(send(&fleet[0], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        store.set(Condition::Down);
+        assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        store.set(Condition::Well);
+        advance(2 * MINUTE).await;
+        world.apsis.revoke_tokens();
+        assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(world.token_requests(), 3);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_token_that_was_revoked_as_well_is_renewed_by_the_next_request() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 2);
+        statuses(&fleet).await;
+        advance(2 * MINUTE).await;
+        world.apsis.revoke_tokens();
+        assert_eq!(send(&fleet[0], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        advance(HOUR).await;
+        world.apsis.revoke_tokens();
+        // A request is sent twice, and no more. That the store had no better one is no sign of an API that rejects everything.
+        assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(world.token_requests(), 3);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_rejects_everything_costs_a_fleet_no_more_token_requests_than_its_ladders_allow() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 20);
+        statuses(&fleet).await;
+        world.apsis.refuse_route("/audience");
+        let (started, before) = (Instant::now(), world.token_requests());
+        while started.elapsed() < HOUR {
+            assert_eq!(statuses(&fleet).await, [StatusCode::FORBIDDEN; 20]);
+            sleep(SECOND).await;
+        }
+        // Each process has ladders of its own, and all of them one budget: four a minute.
+        let asked = world.token_requests() - before;
+        assert!(asked <= 4 * 60, "{asked}");
+    })
+    .await;
+}

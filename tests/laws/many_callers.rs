@@ -1114,7 +1114,7 @@ async fn a_snapshot_tells_each_state() {
         world.apsis.script_token_answers([invalid_client()]);
         let handle = world.layer().handle();
         let snapshot = || json_of(&handle.snapshot());
-        let good = json!({"generation": 1, "usable": true, "expires_in_seconds": 86_400, "due_in_seconds": 71_280});
+        let good = json!({"generation": 1, "usable": true, "expires_in_seconds": 86_400, "due_in_seconds": 71_280, "adopted": false});
 
         let cold = json!({"token": null, "in_flight": false, "grounded": null, "attempts_left": 4});
         assert_eq!(snapshot(), cold);
@@ -1138,15 +1138,15 @@ async fn a_snapshot_tells_each_state() {
         assert_eq!(snapshot(), served);
 
         sleep(seconds(71_280)).await;
-        let due = json!({"generation": 1, "usable": true, "expires_in_seconds": 15_120, "due_in_seconds": 0});
+        let due = json!({"generation": 1, "usable": true, "expires_in_seconds": 15_120, "due_in_seconds": 0, "adopted": false});
         assert_eq!(snapshot(), json!({"token": due, "in_flight": false, "grounded": null, "attempts_left": 4}));
 
         sleep(seconds(15_060)).await;
-        let in_the_margin = json!({"generation": 1, "usable": false, "expires_in_seconds": 60, "due_in_seconds": 0});
+        let in_the_margin = json!({"generation": 1, "usable": false, "expires_in_seconds": 60, "due_in_seconds": 0, "adopted": false});
         assert_eq!(snapshot()["token"], in_the_margin);
 
         sleep(MINUTE).await;
-        let expired = json!({"generation": 1, "usable": false, "expires_in_seconds": 0, "due_in_seconds": 0});
+        let expired = json!({"generation": 1, "usable": false, "expires_in_seconds": 0, "due_in_seconds": 0, "adopted": false});
         assert_eq!(snapshot()["token"], expired);
         assert_eq!(world.token_requests(), 2, "looking makes no request");
     })

@@ -382,7 +382,8 @@ impl Scene {
         let mut builder = ApsisAuthLayer::builder(credentials, BASE)
             .transport(self.beneath.transport(&probe, self.permits))
             .wall_clock(move || now.now())
-            .random(move || random.lock().unwrap().f64());
+            // So that all pauses are whole milliseconds, as timers are.
+            .random(move || f64::from(random.lock().unwrap().u8(..100)) / 100.0);
         if let Some(store) = self.fleet.store() {
             builder = builder.store(store.clone());
         }

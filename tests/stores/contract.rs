@@ -18,6 +18,8 @@ pub(crate) async fn is_kept_by<S: TokenStore>(store: &S) {
     attempts_of_the_last_minute_count(store).await;
     fences_rise(store).await;
     an_older_lease_publishes_nothing(store).await;
+    what_is_published_twice_is_as_old_as_the_first_time(store).await;
+    the_longer_pause_is_kept(store).await;
     names_have_nothing_in_common(store).await;
 }
 
@@ -139,6 +141,28 @@ async fn an_older_lease_publishes_nothing<S: TokenStore>(store: &S) {
     store.release(name, older, Duration::from_secs(60)).await.unwrap();
     publish(store, name, lease, b"newer").await;
     assert_eq!(loaded(store, name).await.unwrap().1, b"newer");
+}
+
+async fn what_is_published_twice_is_as_old_as_the_first_time<S: TokenStore>(store: &S) {
+    let name = "twice";
+    let lease = granted(store, name, 1).await;
+    let again = Lease::new(lease.fence());
+    publish(store, name, lease, b"one").await;
+    sleep(Duration::from_millis(100)).await;
+    publish(store, name, again, b"two").await;
+    let entry = store.load(name).await.unwrap().unwrap();
+    assert_eq!(entry.sealed().as_ref(), b"one");
+    assert!(entry.age() >= Duration::from_millis(90), "{entry:?}");
+}
+
+async fn the_longer_pause_is_kept<S: TokenStore>(store: &S) {
+    let (name, minute) = ("longer", Duration::from_secs(60));
+    let lease = granted(store, name, 1).await;
+    let again = Lease::new(lease.fence());
+    store.release(name, lease, minute).await.unwrap();
+    store.release(name, again, Duration::ZERO).await.unwrap();
+    let Leasing::Paused(left) = store.lease(name, &request(2)).await.unwrap() else { panic!("no pause") };
+    assert!(left > minute / 2, "{left:?}");
 }
 
 async fn names_have_nothing_in_common<S: TokenStore>(store: &S) {

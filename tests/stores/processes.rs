@@ -193,8 +193,10 @@ async fn fifty_processes_make_one_token_request_and_one_more_when_it_is_revoked(
 
     // They run no more; what comes later finds what they left.
     drop(workers);
-    let late = vec![Worker::start(&apsis, &server, store)];
-    assert_eq!(round(late).await.1, 1);
+    for _ in 0..10 {
+        let late = vec![Worker::start(&apsis, &server, store)];
+        assert_eq!(round(late).await.1, 1);
+    }
     assert_eq!(apsis.counters().token_requests, 2);
 }
 

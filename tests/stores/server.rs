@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -14,8 +15,6 @@ use apsis_auth::RedisStore;
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
 
 use crate::file::Folder;
-
-const PROGRAM: &str = "redis-server";
 
 /// Killed when it is dropped.
 pub(crate) struct Server {
@@ -42,7 +41,7 @@ impl Server {
                 return Self { folder, port, arguments, process };
             }
         }
-        panic!("`{PROGRAM}` does not start with {arguments:?}");
+        panic!("`{}` does not start with {arguments:?}", program());
     }
 
     pub(crate) fn url(&self) -> String {
@@ -123,27 +122,49 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// The program of a server. Where there is none, Debian's package is installed, if that is allowed.
+fn program() -> &'static str {
+    static PROGRAM: OnceLock<Option<&str>> = OnceLock::new();
+    let found = PROGRAM.get_or_init(|| {
+        installed().or_else(|| {
+            println!("installing Debian's package redis-server");
+            apt(&["update"]);
+            apt(&["install", "-y", "--no-install-recommends", "redis-server"]);
+            installed()
+        })
+    });
+    found.expect("these tests start a Redis server: install redis-server (Debian: apt-get install redis-server) or valkey-server")
+}
+
+fn installed() -> Option<&'static str> {
+    let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
+    ["redis-server", "valkey-server"].into_iter().find(runs)
+}
+
+/// Waits for whoever else installs something.
+fn apt(arguments: &[&str]) {
+    let apt = Command::new("apt-get").args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).output();
+    if let Err(error) = apt {
+        println!("apt-get cannot be run: {error}");
+    }
+}
+
 /// When it answers; or nothing, if it ends.
 fn run(port: u16, folder: &Path, arguments: &[String]) -> Option<Child> {
     let socket = folder.join("socket");
-    let mut process = Command::new(PROGRAM)
+    let mut process = Command::new(program())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(["--dir", folder.to_str().unwrap(), "--unixsocket", socket.to_str().unwrap()])
         .args(arguments)
         .stdout(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                panic!("these tests need the program `{PROGRAM}`; on Debian: apt-get install {PROGRAM}")
-            }
-            _ => panic!("`{PROGRAM}` cannot be run: {error}"),
-        });
+        .unwrap();
     let started = Instant::now();
     while !answers(port) {
         if process.try_wait().unwrap().is_some() {
             return None;
         }
-        assert!(started.elapsed() < Duration::from_secs(10), "`{PROGRAM}` does not answer");
+        assert!(started.elapsed() < Duration::from_secs(10), "`{}` does not answer", program());
         thread::sleep(Duration::from_millis(5));
     }
     process.try_wait().unwrap().is_none().then_some(process)
