@@ -203,10 +203,13 @@ impl ApsisAuthBuilder {
     ///
     /// Each still has a token of its own in front of it, and a request with a good one never touches the store. A flight looks
     /// there before it asks APSIS One; of all processes one asks, and the others take what it was given. The budget
-    /// of [`token_requests_per_minute`](Self::token_requests_per_minute) is then the fleet's as well as this process's.
+    /// of [`token_requests_per_minute`](Self::token_requests_per_minute) is then the fleet's as well as this process's: all of them
+    /// together make no more, and each makes no more when it is alone.
     ///
-    /// A store that fails, or takes longer than a second, fails no request: the process goes on alone, and says so once.
-    /// What is stored is sealed under the client secret; see the [module](crate::store).
+    /// A store that fails, or takes longer than a second, fails no request: the process goes on alone, and says so once. If the
+    /// process that asks dies, the others wait for the end of its lease, [`attempt_timeout`](Self::attempt_timeout) and 2 s, so
+    /// [`max_wait`](Self::max_wait) should be longer. What is stored is sealed under the client secret; see the
+    /// [module](crate::store).
     ///
     /// Default: none.
     #[cfg(feature = "store")]

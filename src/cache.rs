@@ -27,6 +27,9 @@ use crate::{
     waiter::Want,
 };
 
+/// How often a process that may not ask looks for what another one has brought.
+const LOOK_IN_STORE_EVERY: Duration = Duration::from_secs(5);
+
 /// How a flight ended, for all who waited for it.
 pub(crate) type Outcome = Result<Arc<Token>, AuthError>;
 
@@ -238,7 +241,7 @@ impl TokenCache {
     /// Without room for an attempt there is no flight, unless another process may bring the token.
     fn ground_without_budget(&self, state: &mut State, now: Instant) -> Option<(Grounding, bool)> {
         let room_at = state.budget.free_at(now).filter(|_| self.fleet.is_none())?;
-        Some(state.ground_until(room_at, now))
+        Some(state.ground_until(AuthError::OutOfBudget { retry_at: RetryAt(room_at) }, room_at, room_at, now))
     }
 
     fn at_hand(&self, want: Want, now: Moment) -> Option<Arc<Token>> {
@@ -287,8 +290,13 @@ impl TokenCache {
         }
     }
 
-    pub(crate) fn turn(&self) -> Option<Turn> {
-        self.fleet.as_ref().map(|fleet| fleet.turn(self.current()))
+    pub(crate) fn turn(&self, reason: Reason) -> Option<Turn> {
+        self.fleet.as_ref().map(|fleet| fleet.turn(self.current(), matches!(reason, Reason::Rejected(_))))
+    }
+
+    /// How long one operation of the store may take.
+    pub(crate) fn fleets_operation(&self) -> Duration {
+        self.fleet.as_ref().map_or(Duration::ZERO, |fleet| fleet.operation_timeout())
     }
 
     /// When there is room for another attempt.
@@ -317,10 +325,11 @@ impl TokenCache {
             }
             Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
             Err(FlightError::NoRoom(room_at)) => {
-                let (grounding, is_news) = state.ground_until(room_at, now);
-                drop(state);
-                grounding.trace_if(is_news);
-                Err(grounding.error)
+                let error = AuthError::OutOfBudget { retry_at: RetryAt(room_at) };
+                self.ground_in_fleet(state, error, room_at, now)
+            }
+            Err(FlightError::Paused(until)) => {
+                self.ground_in_fleet(state, AuthError::Paused { retry_at: RetryAt(until) }, until, now)
             }
             Err(FlightError::Failed(failure)) => {
                 let grounding = state.ground_after(failure, &self.source.url, now, draw);
@@ -329,6 +338,21 @@ impl TokenCache {
                 Err(grounding.error)
             }
         }
+    }
+
+    /// Without leave for an attempt. Another process may have a token before that, so it is looked for now and then.
+    fn ground_in_fleet(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        error: AuthError,
+        lasts: Instant,
+        now: Instant,
+    ) -> Outcome {
+        let until = if self.fleet.is_some() { lasts.min(now + LOOK_IN_STORE_EVERY) } else { lasts };
+        let (grounding, is_news) = state.ground_until(error, until, lasts, now);
+        drop(state);
+        grounding.trace_if(is_news);
+        Err(grounding.error)
     }
 
     /// Makes the token the current one. It is a new one unless it is the same text: what was rejected once is no newer

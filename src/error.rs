@@ -73,6 +73,14 @@ pub enum AuthError {
         /// When there is room for one.
         retry_at: RetryAt,
     },
+    /// No process of the fleet asks for a token now: the account's token endpoint asked one of them to wait or refused it, or
+    /// they have used up their budget together. Only with a token store.
+    #[error("no process that shares the token store may ask for a token now")]
+    #[non_exhaustive]
+    Paused {
+        /// When one may.
+        retry_at: RetryAt,
+    },
     /// The token endpoint returned the very token that was to be replaced.
     #[error("the token endpoint returned the same token again, which the API rejects; try again later")]
     SameToken,
@@ -129,6 +137,7 @@ impl AuthError {
             | Self::RateLimited { retry_at }
             | Self::Unavailable { retry_at, .. }
             | Self::OutOfBudget { retry_at }
+            | Self::Paused { retry_at }
             | Self::CoolingDown { retry_at } => Some(retry_at.0.into_std()),
             _ => None,
         }

@@ -2,9 +2,9 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
@@ -18,20 +18,28 @@ use crate::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
 /// How long an attempt counts after its end.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// No pause is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// No lease is longer, and no pause: what ends later was written before the clock was set back.
+const LONGEST_LEASE: Duration = Duration::from_secs(5 * 60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20 * 60);
+
+/// Who asked for a lease has given it up by then; a disk may stand still for longer.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(1);
+
+/// A file of ours is a few kilobytes.
+const LARGEST_FILE: u64 = 1024 * 1024;
 
 /// A store in a folder of this machine: nothing to run, for processes that share a disk.
 ///
-/// Each account has two files there, which only their owner may read and write (`0600`). The one that ends in `.lock` is locked by
+/// Each account has two files there, which on Unix only their owner may read and write (`0600`); a folder that others may write to
+/// is refused. The one that ends in `.lock` is locked by
 /// the process that asks for a token, and by nothing but that: the system unlocks it when the process dies. It is never replaced.
 /// The other one is, as a whole, by a rename; so whoever reads it finds what was there before or what is there now.
 ///
 /// The processes have to run as the same user, and the folder has to be on a disk of this machine: locks of network file systems
 /// are not to be relied on. Where it cannot be written to, the processes go on alone; what can be read there is used.
 ///
-/// A process that is stopped while it asks (`SIGSTOP`, a debugger) keeps the lock. Who waits for it longer than a lease lasts asks
-/// alone.
+/// A process that is stopped while it asks (`SIGSTOP`, a debugger) keeps the lock. Who has waited for it for as long as a lease lasts asks
+/// alone. A disk that stands still keeps a runtime from being shut down, as any blocking task does.
 ///
 /// ```no_run
 /// use apsis_auth::{ApsisAuthLayer, ClientCredentials, FileStore, Region};
@@ -66,8 +74,8 @@ impl TokenStore for FileStore {
     }
 
     async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
-        let (account, request) = (self.account(name), request.clone());
-        Ok(spawn_blocking(move || account.lease(&request)).await??)
+        let (account, request, asked) = (self.account(name), request.clone(), Instant::now());
+        Ok(spawn_blocking(move || account.lease(&request, asked)).await??)
     }
 
     async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
@@ -106,7 +114,7 @@ struct Stored {
 }
 
 impl Account {
-    fn lease(&self, request: &LeaseRequest) -> io::Result<Leasing> {
+    fn lease(&self, request: &LeaseRequest, asked: Instant) -> io::Result<Leasing> {
         // Whoever finds what it wants needs no lock.
         let contents = self.read()?;
         if let Some(entry) = contents.newer_than(request.newer_than()) {
@@ -123,8 +131,11 @@ impl Account {
         if let Some(end) = contents.paused_until(now, request) {
             return Ok(Leasing::Paused(Duration::from_millis(end - now)));
         }
+        if asked.elapsed() > GIVEN_UP_AFTER {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         contents.fence = now.max(contents.fence.saturating_add(1));
-        contents.attempts.push(now + milliseconds(request.lasts() + WINDOW));
+        contents.attempts.push(now + milliseconds(request.lasts().min(LONGEST_LEASE) + WINDOW));
         self.write(&contents)?;
         Ok(Leasing::Granted(Lease::new(contents.fence).guarded_by(lock)))
     }
@@ -157,14 +168,47 @@ impl Account {
 
     /// What cannot be understood is as good as nothing.
     fn read(&self) -> io::Result<Contents> {
-        let text = match fs::read(self.path("json")) {
+        let mut text = Vec::new();
+        match self.open_to_read() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
-            text => text?,
+            file => file?.take(LARGEST_FILE).read_to_end(&mut text)?,
         };
         Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
             tracing::warn!(path = %self.path("json").display(), %error, "a file of the token store cannot be read");
             Contents::default()
         }))
+    }
+
+    /// A pipe or a device would be read for ever.
+    fn open_to_read(&self) -> io::Result<File> {
+        let path = self.path("json");
+        let is_file = fs::symlink_metadata(&path)?.is_file();
+        self.check_folder()?;
+        if is_file {
+            File::open(path)
+        } else {
+            Err(io::Error::other("what is to be a file of the token store is none"))
+        }
+    }
+
+    /// Whoever else may write there could put anything in the place of a file.
+    #[cfg(unix)]
+    fn check_folder(&self) -> io::Result<()> {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&self.folder)?.permissions());
+        let is_private = mode & 0o022 == 0;
+        is_private.then_some(()).ok_or_else(|| {
+            let folder = self.folder.display();
+            io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("others may write to the folder {folder}; chmod 700 it"),
+            )
+        })
+    }
+
+    #[cfg(not(unix))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as on Unix")]
+    fn check_folder(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Readers find the old file or the new one, and nothing in between.
@@ -183,6 +227,7 @@ impl Account {
     /// The lock, unless somebody else has it. Does not wait.
     fn lock(&self) -> io::Result<Option<Lock>> {
         private_folder().create(&self.folder)?;
+        self.check_folder()?;
         let file = private(OpenOptions::new().write(true).create(true).truncate(false)).open(self.path("lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock(file))),
@@ -221,7 +266,7 @@ impl Contents {
     /// When there may be another attempt, if not now.
     fn paused_until(&mut self, now: u64, request: &LeaseRequest) -> Option<u64> {
         // What ends later than anything can was written before the clock was set back.
-        let latest = now + milliseconds(request.lasts() + WINDOW);
+        let latest = now + milliseconds(LONGEST_LEASE + WINDOW);
         self.attempts.retain(|&end| end > now && end <= latest);
         let is_full = self.attempts.len() >= usize::try_from(request.attempts_per_minute()).unwrap_or(usize::MAX);
         let room_at = self.attempts.iter().min().copied().filter(|_| is_full);

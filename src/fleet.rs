@@ -6,13 +6,16 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout},
+};
 use tower::BoxError;
 
 use crate::{
@@ -22,25 +25,31 @@ use crate::{
     endpoint::{Failure, FailureKind},
     error::Chain,
     flight::FlightError,
-    seal::Seal,
+    seal::{self, Seal},
     store::{AnyStore, Entry, LeaseRequest, Leasing},
     token::{IssuedToken, LONGEST_LIFETIME, Token},
 };
 
 pub(crate) use crate::store::Lease;
 
-/// Of one operation of the store.
+/// Of one operation of the store. Less where flights are short.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a lease lasts beyond an attempt: for the way to the store and back.
 const LEASE_MARGIN: Duration = Duration::from_secs(2);
 
+/// Stores take what ends later for a mistake.
+const LONGEST_LEASE: Duration = Duration::from_secs(5 * 60);
+
 /// Between two looks for what the holder of the lease brings. Drawn from a half to three halves of it, so that those who
 /// wait do not come together.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// As long as any back-off of ours.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// More entries that cannot be read are no accident.
+const MOST_UNREADABLE: u32 = 3;
+
+/// The longest that an answer can ask for, and a draw on top: see `backoff`.
+const LONGEST_PAUSE: Duration = Duration::from_secs(17 * 60);
 
 /// One account's store, as this process sees it.
 pub(crate) struct Fleet {
@@ -49,8 +58,13 @@ pub(crate) struct Fleet {
     owner: u64,
     attempts_per_minute: u32,
     lease_lasts: Duration,
-    /// The fence of the newest entry that was adopted, published, or found to be of no use.
+    operation_timeout: Duration,
+    /// How long somebody else may hold one lease, before it is given up: from, to. Within a flight, or nobody would see the end.
+    patience: (Duration, Duration),
+    /// The fence of the entry that was adopted or published last.
     done_with: AtomicU64,
+    /// Whose lease is waited for, and since when. Flights come and go meanwhile.
+    held: Mutex<Option<(u64, Instant)>>,
     /// The store failed, and that was said.
     is_alone: AtomicBool,
 }
@@ -58,10 +72,15 @@ pub(crate) struct Fleet {
 /// A flight's dealings with the fleet.
 pub(crate) struct Turn {
     fleet: Arc<Fleet>,
-    /// No entry with a lower fence is of use to it, nor one with this.
+    /// The fence of the newest entry that is of no use to it.
     newer_than: u64,
-    /// Nor one that is older than the process's own token, which it may have asked for without a lease.
+    /// An entry that is older than the process's own token is of no use; it may have asked for that one without a lease.
     own: Option<Arc<Token>>,
+    /// Nor is one with the very token that was rejected.
+    is_rejected: bool,
+    /// The store failed already.
+    is_alone: bool,
+    unreadable: u32,
 }
 
 /// What the fleet has for a flight.
@@ -76,20 +95,31 @@ pub(crate) enum Permit {
 
 impl Fleet {
     pub(crate) fn new(store: Box<dyn AnyStore>, seal: Seal, attempts_per_minute: u32, limits: &Limits) -> Self {
+        let lease_lasts = (limits.attempt + LEASE_MARGIN).min(LONGEST_LEASE);
+        let latest = limits.flight.mul_f64(0.8);
+        let earliest = if lease_lasts < latest { lease_lasts } else { latest / 2 };
         Self {
             store,
             seal,
-            owner: fastrand::u64(..),
+            owner: seal::random_number(),
             attempts_per_minute,
-            lease_lasts: limits.attempt + LEASE_MARGIN,
-            done_with: AtomicU64::new(0),
+            lease_lasts,
+            operation_timeout: OPERATION_TIMEOUT.min(limits.flight / 8),
+            patience: (earliest, latest),
+            done_with: AtomicU64::new(NOTHING),
+            held: Mutex::new(None),
             is_alone: AtomicBool::new(false),
         }
     }
 
-    /// Of a process that has this token.
-    pub(crate) fn turn(self: &Arc<Self>, own: Option<Arc<Token>>) -> Turn {
-        Turn { fleet: Arc::clone(self), newer_than: self.done_with.load(Ordering::Relaxed), own }
+    /// Of a process that has this token, which may be to be replaced because it was rejected.
+    pub(crate) fn turn(self: &Arc<Self>, own: Option<Arc<Token>>, is_rejected: bool) -> Turn {
+        Turn { fleet: Arc::clone(self), newer_than: 0, own, is_rejected, is_alone: false, unreadable: 0 }
+    }
+
+    /// What an attempt leaves of the flight for what is said to the store afterwards.
+    pub(crate) fn operation_timeout(&self) -> Duration {
+        self.operation_timeout
     }
 
     /// What an operation brings, within its limit; `None` if it fails, which is said once.
@@ -98,10 +128,10 @@ impl Fleet {
         operation: &'static str,
         running: impl Future<Output = Result<T, BoxError>>,
     ) -> Option<T> {
-        let error = match timeout(OPERATION_TIMEOUT, running).await {
+        let error = match timeout(self.operation_timeout, running).await {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(error)) => error,
-            Err(_) => format!("no answer within {OPERATION_TIMEOUT:?}").into(),
+            Err(_) => format!("no answer within {:?}", self.operation_timeout).into(),
         };
         if self.is_alone.swap(true, Ordering::Relaxed) {
             tracing::debug!(operation, error = %Chain(&*error), "the token store fails");
@@ -115,63 +145,103 @@ impl Fleet {
         LeaseRequest::new(self.owner, newer_than, self.lease_lasts, self.attempts_per_minute)
     }
 
-    /// The store gave an answer that only one that can be written to gives.
+    /// The store brought a token, or did what only one does that can be written to.
     fn is_together(&self) {
         if self.is_alone.swap(false, Ordering::Relaxed) {
             tracing::info!("the token store answers again");
         }
     }
+
+    /// Whether the holder of this lease is waited for no longer: it neither came back nor died.
+    fn is_lost(&self, fence: u64, now: Instant, draw: f64) -> bool {
+        let (least, most) = self.patience;
+        let patience = least + most.saturating_sub(least).mul_f64(draw);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = held.filter(|&(before, _)| before == fence);
+        let (_, since) = *held.insert(same.unwrap_or((fence, now)));
+        now.saturating_duration_since(since) > patience
+    }
+
+    async fn release(&self, lease: Lease, pause: Duration) {
+        self.limited("release", self.store.release(self.seal.name(), lease, pause)).await;
+    }
 }
+
+/// No entry has this fence.
+const NOTHING: u64 = u64::MAX;
 
 impl Turn {
     /// Begins with a look at what there is. For a flight that was forced, only what is published from here on will do.
     pub(crate) async fn begin(&mut self, is_forced: bool, clock: &Clock) -> Option<IssuedToken> {
         let asked = clock.now();
         let loading = self.fleet.store.load(self.fleet.seal.name());
-        let entry = self.fleet.limited("load", loading).await??;
+        let Some(entry) = self.fleet.limited("load", loading).await else {
+            self.is_alone = true;
+            return None;
+        };
+        let entry = entry?;
         if is_forced {
-            self.newer_than = self.newer_than.max(entry.fence());
+            self.newer_than = entry.fence();
+            return None;
         }
-        self.open(&entry, asked, clock)
+        let token = self.open(&entry, asked, clock)?;
+        self.fleet.is_together();
+        Some(token)
     }
 
     /// Waits for leave to make an attempt, or for what another process brings.
     pub(crate) async fn permit(&mut self, clock: &Clock) -> Permit {
         let fleet = Arc::clone(&self.fleet);
-        let mut held = None;
-        loop {
+        // Drawn once: those who wait for the same holder do not give it up together.
+        let draw = clock.draw();
+        let mut waits_for = None;
+        while !self.is_alone && self.unreadable < MOST_UNREADABLE {
             let asked = clock.now();
             let request = fleet.request(self.newer_than);
             let leasing = fleet.limited("lease", fleet.store.lease(fleet.seal.name(), &request)).await;
-            let Some(leasing) = leasing else { return Permit::Ask(None) };
+            let Some(leasing) = leasing else { break };
             fleet.is_together();
+            let poll = POLL_EVERY.mul_f64(0.5 + clock.draw());
             match leasing {
-                Leasing::Granted(lease) => return Permit::Ask(Some(lease)),
-                Leasing::Paused(left) => return Permit::Wait(asked.monotonic + left.min(LONGEST_PAUSE)),
+                Leasing::Granted(lease) => {
+                    tracing::debug!(fence = lease.fence(), "lease granted");
+                    return Permit::Ask(Some(lease));
+                }
+                Leasing::Paused(left) => return Permit::Wait(asked.monotonic + left.clamp(poll, LONGEST_PAUSE)),
                 Leasing::Newer(entry) => {
                     if let Some(token) = self.open(&entry, asked, clock) {
                         return Permit::Adopt(token);
                     }
                 }
-                Leasing::Held { fence, .. } => {
-                    let same = held.filter(|&(before, _)| before == fence);
-                    let (_, since) = *held.insert(same.unwrap_or((fence, asked.monotonic)));
-                    // Whoever has it neither came back nor died.
-                    if since.elapsed() > fleet.lease_lasts {
-                        return Permit::Ask(None);
+                Leasing::Held { fence, left } => {
+                    if waits_for.replace(fence) != Some(fence) {
+                        tracing::debug!(fence, ?left, "another process holds the lease");
+                    }
+                    if fleet.is_lost(fence, asked.monotonic, draw) {
+                        tracing::warn!(fence, "another process holds the lease for too long; asking alone");
+                        break;
                     }
                 }
             }
-            sleep(POLL_EVERY.mul_f64(0.5 + clock.draw())).await;
+            sleep(poll).await;
         }
+        Permit::Ask(None)
     }
 
-    /// Gives the others the token, or leave to ask themselves: after a pause, if the failure is the whole account's.
+    /// Gives the others the token, or leave to ask themselves: after a pause, if the failure may be the whole account's.
     pub(crate) async fn end(&self, lease: Lease, result: &Result<IssuedToken, FlightError>, clock: &Clock) {
         match result {
             Ok(token) => self.publish(lease, token).await,
-            Err(FlightError::Failed(failure)) => self.release(lease, pause_after(failure, clock)).await,
-            Err(_) => self.release(lease, Duration::ZERO).await,
+            Err(FlightError::Failed(failure)) => self.fleet.release(lease, pause_after(failure, clock)).await,
+            Err(_) => self.fleet.release(lease, Duration::ZERO).await,
+        }
+    }
+
+    /// The same for an attempt that was dropped. Who holds a lease and is gone keeps the others waiting for its end.
+    pub(crate) fn give_back(&self, lease: Lease) {
+        let fleet = Arc::clone(&self.fleet);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { fleet.release(lease, Duration::ZERO).await });
         }
     }
 
@@ -180,27 +250,21 @@ impl Turn {
         let age = token.asked.monotonic.elapsed();
         let sealed = fleet.seal.seal(&token.header, token.lifetime, age, fence);
         let lifetime = token.lifetime.saturating_sub(age);
-        fleet.done_with.fetch_max(fence, Ordering::Relaxed);
+        fleet.done_with.store(fence, Ordering::Relaxed);
         fleet.limited("publish", fleet.store.publish(fleet.seal.name(), lease, sealed, lifetime)).await;
     }
 
-    async fn release(&self, lease: Lease, pause: Duration) {
-        let fleet = &self.fleet;
-        fleet.limited("release", fleet.store.release(fleet.seal.name(), lease, pause)).await;
-    }
-
-    /// The token of an entry, unless it is of no use: it cannot be read, has expired, or is older than what there is. It is not
-    /// looked at again, then.
+    /// The token of an entry, unless it is of no use: it was taken before, cannot be read, has expired, is older than what there
+    /// is, or is what was rejected. It is not looked at again, then.
     fn open(&mut self, entry: &Entry, asked: Moment, clock: &Clock) -> Option<IssuedToken> {
         let fence = entry.fence();
-        if fence <= self.newer_than {
-            // The answer to an earlier question.
+        self.newer_than = fence;
+        if fence == self.fleet.done_with.load(Ordering::Relaxed) {
             return None;
         }
-        self.newer_than = self.newer_than.max(fence);
-        self.fleet.done_with.fetch_max(fence, Ordering::Relaxed);
         let Some(opened) = self.fleet.seal.open(entry.sealed(), fence) else {
             tracing::warn!(fence, "an entry of the token store cannot be read");
+            self.unreadable += 1;
             return None;
         };
         let token = IssuedToken {
@@ -210,17 +274,29 @@ impl Turn {
             asked,
             is_adopted: true,
         };
-        let is_newer = self.own.as_ref().is_none_or(|own| token.age < own.age_since_issue(asked.monotonic));
-        (is_newer && !token.is_expired(clock.now())).then_some(token)
+        let now = clock.now();
+        if token.is_expired(now) || self.own.as_ref().is_some_and(|own| !self.is_better(&token, own, now)) {
+            return None;
+        }
+        self.fleet.done_with.store(fence, Ordering::Relaxed);
+        Some(token)
+    }
+
+    /// By age and not by fence: a store that lost its memory, and whose clock is behind, begins with lower ones.
+    fn is_better(&self, token: &IssuedToken, own: &Token, now: Moment) -> bool {
+        token.age < own.age_since_issue(now) && !(self.is_rejected && token.header == *own.header())
     }
 }
 
-/// What keeps one process from a token may keep all of them.
+/// What keeps one process from a token may keep all of them. A failure that may be over soon leaves them room for more
+/// attempts within the minute.
 fn pause_after(failure: &Failure, clock: &Clock) -> Duration {
     match &failure.kind {
         FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
         FailureKind::Terminal { .. } => backoff::after_terminal(1),
-        FailureKind::Transient(_) => failure.retry_after.unwrap_or_default(),
+        FailureKind::Transient(_) => {
+            backoff::between_attempts(2, clock.draw()).max(failure.retry_after.unwrap_or_default())
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     cache::{Limits, Outcome, TokenCache},
     clock::Clock,
     endpoint::{Failure, FailureKind, Fault, TokenEndpoint},
-    fleet::{Permit, Turn},
+    fleet::{Lease, Permit, Turn},
     token::IssuedToken,
 };
 
@@ -42,6 +42,8 @@ pub(crate) enum FlightError {
     Failed(Failure),
     /// There is no room for an attempt before then.
     NoRoom(Instant),
+    /// No process of the fleet makes one before then.
+    Paused(Instant),
 }
 
 pub(crate) struct Flight {
@@ -84,7 +86,7 @@ impl Flight {
     async fn attempts(&self) -> Result<IssuedToken, FlightError> {
         let (source, clock, limits, mut turn) = {
             let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
-            (cache.source.clone(), cache.clock.clone(), cache.limits.clone(), cache.turn())
+            (cache.source.clone(), cache.clock.clone(), cache.limits.clone(), cache.turn(self.reason))
         };
         if let Some(turn) = &mut turn
             && let Some(token) = turn.begin(self.reason == Reason::Forced, &clock).await
@@ -95,7 +97,7 @@ impl Flight {
         loop {
             let result = match &mut turn {
                 Some(turn) => self.attempt_in_turn(turn, &source, &clock, &limits).await,
-                None => self.attempt(&source, &clock, &limits).await,
+                None => self.attempt(&source, &clock, &limits, self.lands_by).await,
             };
             let failure = match result {
                 Err(FlightError::Failed(failure)) => failure,
@@ -118,8 +120,12 @@ impl Flight {
         clock: &Clock,
         limits: &Limits,
     ) -> Result<IssuedToken, FlightError> {
+        let (room_at, slack) = {
+            let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
+            (cache.room_at(), cache.fleets_operation())
+        };
         // Without room for an attempt of its own it takes no lease from those who have it.
-        if let Some(room_at) = self.cache.upgrade().ok_or(FlightError::Interrupted)?.room_at() {
+        if let Some(room_at) = room_at {
             return Err(FlightError::NoRoom(room_at));
         }
         let lease = loop {
@@ -129,12 +135,15 @@ impl Flight {
                 Ok(Permit::Wait(until)) if until < self.lands_by.min(Instant::now() + limits.max_wait) => {
                     sleep_until(until).await;
                 }
-                Ok(Permit::Wait(until)) => return Err(FlightError::NoRoom(until)),
+                Ok(Permit::Wait(until)) => return Err(FlightError::Paused(until)),
                 Err(_) => return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere))),
             }
         };
-        let result = self.attempt(source, clock, limits).await;
-        if let Some(lease) = lease {
+        let mut held = Held { turn, lease };
+        // What is left of the flight then is for the others, who have to be told.
+        let end_by = self.lands_by.checked_sub(slack).unwrap_or(self.lands_by);
+        let result = self.attempt(source, clock, limits, end_by).await;
+        if let Some(lease) = held.lease.take() {
             turn.end(lease, &result, clock).await;
         }
         result
@@ -146,9 +155,10 @@ impl Flight {
         source: &TokenEndpoint,
         clock: &Clock,
         limits: &Limits,
+        end_by: Instant,
     ) -> Result<IssuedToken, FlightError> {
         self.cache.upgrade().ok_or(FlightError::Interrupted)?.start_attempt(self.number)?;
-        let deadline = self.lands_by.min(Instant::now() + limits.attempt);
+        let deadline = end_by.min(Instant::now() + limits.attempt);
         let result = source.attempt(clock, deadline).await;
         if let Some(cache) = self.cache.upgrade() {
             cache.end_attempt(self.number);
@@ -177,6 +187,21 @@ impl Flight {
         if let Some(cache) = self.cache.upgrade() {
             let outcome = cache.land(self.number, self.reason, result);
             self.outcome.send_replace(Some(outcome));
+        }
+    }
+}
+
+/// A lease, while its attempt is made.
+struct Held<'a> {
+    turn: &'a Turn,
+    lease: Option<Lease>,
+}
+
+impl Drop for Held<'_> {
+    /// The attempt was dropped: nobody waits for it any more, or its runtime ends.
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            self.turn.give_back(lease);
         }
     }
 }

@@ -45,7 +45,7 @@
 //! 3. A token the API rejects is replaced once, for all requests it was rejected for; each is replayed once.
 //! 4. The layer, with all its clones, keeps to its budget of token requests a minute, whatever the API, the token
 //!    endpoint, the clock or the caller does. Build one per account and process; with a store they keep to
-//!    it together.
+//!    it together, as long as that answers.
 //! 5. No request in scope leaves without a token, and none out of scope leaves with one. In scope is the origin (scheme,
 //!    host, port) of the base URL, and those that the builder is given besides; `CONNECT` never is.
 //! 6. Neither the secret nor the token appears in any log, error, `Debug` or panic message.

@@ -1,6 +1,6 @@
 //! What a flight knows of a fleet where the feature `store` is not there to make one.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -24,8 +24,12 @@ pub(crate) enum Permit {
 }
 
 impl Fleet {
-    pub(crate) fn turn(self: &Arc<Self>, _: Option<Arc<Token>>) -> Turn {
+    pub(crate) fn turn(self: &Arc<Self>, _: Option<Arc<Token>>, _: bool) -> Turn {
         match **self {}
+    }
+
+    pub(crate) fn operation_timeout(&self) -> Duration {
+        match *self {}
     }
 }
 
@@ -36,6 +40,10 @@ impl Turn {
     }
 
     pub(crate) async fn permit(&mut self, _: &Clock) -> Permit {
+        match *self {}
+    }
+
+    pub(crate) fn give_back(&self, _: Lease) {
         match *self {}
     }
 

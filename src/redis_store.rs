@@ -38,8 +38,10 @@ const OPERATION_TIMEOUT: Duration = Duration::from_millis(800);
 /// A connection is kept for the operations of one flight: the next one is a day off.
 const CONNECTION_LASTS: Duration = Duration::from_secs(30);
 
-/// No lease lasts longer, and no pause.
-const LONGEST: Duration = Duration::from_secs(3600);
+/// No lease lasts longer, and no pause: what ends later was written before the server's clock was set back. The same is in the
+/// scripts.
+const LONGEST_LEASE: Duration = Duration::from_secs(5 * 60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20 * 60);
 
 /// Longer than the life of any token.
 const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -175,7 +177,7 @@ impl TokenStore for RedisStore {
         let arguments = [
             request.owner(),
             request.newer_than(),
-            milliseconds(request.lasts().min(LONGEST)),
+            milliseconds(request.lasts().min(LONGEST_LEASE)),
             u64::from(request.attempts_per_minute()),
         ]
         .map(|number| number.to_string());
@@ -198,7 +200,7 @@ impl TokenStore for RedisStore {
     }
 
     async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
-        let (fence, pause) = (lease.fence().to_string(), milliseconds(pause.min(LONGEST)).to_string());
+        let (fence, pause) = (lease.fence().to_string(), milliseconds(pause.min(LONGEST_PAUSE)).to_string());
         self.run(RELEASE, name, &[fence.as_bytes(), pause.as_bytes()]).await?;
         Ok(())
     }
@@ -218,7 +220,7 @@ macro_rules! script {
 local account, attempts = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local longest, window = 3600000, 60000
+local longest_lease, longest_pause, window = 300000, 1200000, 60000
 
 local function text(number)
     return string.format('%.0f', number)
@@ -235,7 +237,7 @@ local function stored(field)
 end
 
 -- How long until then. What is farther off than anything can be was written before the clock was set back.
-local function left(field)
+local function left(field, longest)
     local left = stored(field) - now
     if left < 0 or left > longest then return 0 end
     return left
@@ -273,14 +275,14 @@ local owner, newer_than, lasts, per_minute = ARGV[1], tonumber(ARGV[2]), tonumbe
 local newer = entry(newer_than)
 if newer then return { 'newer', newer[1], newer[2], newer[3] } end
 
-local held = left('lease_ends')
+local held = left('lease_ends', longest_lease)
 if held > 0 and redis.call('HGET', account, 'owner') ~= owner then
     return { 'held', text(stored('fence')), text(held) }
 end
 
 redis.call('ZREMRANGEBYSCORE', attempts, '-inf', text(now))
-redis.call('ZREMRANGEBYSCORE', attempts, text(now + longest + window + 1), '+inf')
-local paused, counted = left('paused_until'), redis.call('ZCARD', attempts)
+redis.call('ZREMRANGEBYSCORE', attempts, text(now + longest_lease + window + 1), '+inf')
+local paused, counted = left('paused_until', longest_pause), redis.call('ZCARD', attempts)
 if counted >= per_minute then
     local frees = redis.call('ZRANGE', attempts, counted - per_minute, counted - per_minute, 'WITHSCORES')[2]
     paused = math.max(paused, (frees or now + window) - now)
@@ -316,7 +318,7 @@ local fence, pause = ARGV[1], tonumber(ARGV[2])
 
 count(fence, window)
 if tonumber(fence) >= stored('fence') then redis.call('HDEL', account, 'owner', 'lease_ends') end
-if pause > left('paused_until') then
+if pause > left('paused_until', longest_pause) then
     redis.call('HSET', account, 'paused_until', text(now + pause))
     keep(account, pause)
 end
@@ -484,7 +486,7 @@ mod tests {
     async fn a_connection_is_kept_for_half_a_minute_and_then_closed() {
         let (connection, mut server) = connection().await;
         let runtime = Handle::current().id();
-        advance(CONNECTION_LASTS - Duration::from_millis(1)).await;
+        advance(CONNECTION_LASTS.saturating_sub(Duration::from_millis(1))).await;
         assert!(connection.is_good_in(runtime));
         advance(Duration::from_millis(1)).await;
         assert!(!connection.is_good_in(runtime));
@@ -508,7 +510,7 @@ mod tests {
         let (held, is_dropped) = oneshot::channel::<()>();
         let driver = Driver::start(async move {
             let _held = held;
-            pending().await
+            pending::<()>().await;
         });
         yield_now().await;
         drop(driver);

@@ -7,7 +7,7 @@ use std::{fmt, time::Duration};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
-    hkdf,
+    hkdf, rand,
 };
 use bytes::Bytes;
 use http::HeaderValue;
@@ -94,6 +94,13 @@ impl Seal {
     fn bound_to(&self, fence: u64) -> Vec<u8> {
         [&[VERSION], &fence.to_be_bytes()[..], &self.account].concat()
     }
+}
+
+/// Drawn by the crypto library: of two processes with the same number, both would hold one lease.
+pub(crate) fn random_number() -> u64 {
+    let mut number = [0; 8];
+    rand::fill(&mut number).expect("the system has random numbers");
+    u64::from_be_bytes(number)
 }
 
 /// Neither part can be moved into the other.

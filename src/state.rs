@@ -38,6 +38,8 @@ pub(crate) struct CurrentFlight {
 #[derive(Clone)]
 pub(crate) struct Grounding {
     pub(crate) until: Instant,
+    /// As far as anybody knows now. A fleet's ends sooner, to look for a token.
+    lasts: Instant,
     pub(crate) error: AuthError,
 }
 
@@ -117,25 +119,32 @@ impl State {
         let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
         // Who forced the flight did not wait; the others still do. A refusal asks nobody to, and the key may be mended by now.
         let told = self.grounding(now).filter(|grounding| grounding.error.is_retryable());
-        let until = told.map_or(until, |grounding| grounding.until.max(until));
+        let until = told.map_or(until, |grounding| grounding.lasts.max(until));
         let (url, retry_at) = (url.clone(), RetryAt(until));
         let error = match failure.kind {
             FailureKind::Transient(fault) => AuthError::Unavailable { url, cause: Arc::new(fault), retry_at },
             FailureKind::RateLimited => AuthError::RateLimited { retry_at },
             FailureKind::Terminal { status, code } => AuthError::Refused { url, status, code, retry_at },
         };
-        let grounding = Grounding { until, error };
+        let grounding = Grounding { until, lasts: until, error };
         self.grounded = Some(grounding.clone());
         grounding
     }
 
-    /// The grounding there is without room in the budget before then, and whether it is a new one.
-    pub(crate) fn ground_until(&mut self, until: Instant, now: Instant) -> (Grounding, bool) {
-        let grounding = Grounding { until, error: AuthError::OutOfBudget { retry_at: RetryAt(until) } };
+    /// The grounding there is without leave for an attempt, and whether it is a new one.
+    pub(crate) fn ground_until(
+        &mut self,
+        error: AuthError,
+        until: Instant,
+        lasts: Instant,
+        now: Instant,
+    ) -> (Grounding, bool) {
+        let grounding = Grounding { until, lasts, error };
         // One that lasts longer has the better reason, and a refusal has to be seen.
-        let better = |grounding: &Grounding| grounding.until >= until || !grounding.error.is_retryable();
-        let is_news = !self.grounding(now).is_some_and(better);
-        if is_news {
+        let better = |grounding: &Grounding| grounding.lasts >= lasts || !grounding.error.is_retryable();
+        let before = self.grounded.as_ref().filter(|grounding| now < grounding.lasts);
+        let is_news = !before.is_some_and(better);
+        if is_news || until < lasts {
             self.grounded = Some(grounding.clone());
         }
         (grounding, is_news)
@@ -153,11 +162,11 @@ impl Grounding {
     /// Whether waiting for its end is of no use to a waiter who gives up at that moment. A terminal answer is not worth
     /// waiting for: somebody has to mend the key.
     pub(crate) fn outlasts(&self, give_up_at: Instant) -> bool {
-        self.until >= give_up_at || !self.error.is_retryable()
+        self.lasts >= give_up_at || !self.error.is_retryable()
     }
 
     pub(crate) fn seconds_left(&self, now: Instant) -> u64 {
-        let left = self.until.saturating_duration_since(now);
+        let left = self.lasts.saturating_duration_since(now);
         left.as_secs() + u64::from(left.subsec_nanos() > 0)
     }
 

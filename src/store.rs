@@ -24,8 +24,13 @@
 //! an account as a whole was told, to wait or that its key is refused, all of them wait for.
 //!
 //! An operation that fails, or takes longer than a second, lets the process go on alone: it asks by itself, within its own budget. That
-//! is said once, as a warning, and once more when the store is back. No request fails for it, and a request with a good token at hand
-//! never goes to the store. A store that is replaced by an empty one costs at most one more token request.
+//! is said once, as a warning, and once more when the store is back. A store's failure is no request's, as long as a request may wait a
+//! few seconds more for its token, and a request with a good token at hand never goes to the store. A store that is replaced by an
+//! empty one costs at most one more token request. Processes that are alone do not keep to one budget together: while the store is
+//! down, each has its own.
+//!
+//! A process may adopt a token that died since it was stored. Its request is then sent twice and rejected twice, which the caller
+//! sees; the next one is given a new token.
 //!
 //! # What is stored, and who can do what with it
 //!
@@ -34,10 +39,11 @@
 //!
 //! 1. Who reads the store learns when tokens are asked for and how long they are, and neither a token nor whose it is: the name
 //!    of an entry is derived from the secret, too.
-//! 2. Who writes to it can keep the processes from sharing, and make them wait for a lease or a pause, up to their longest wait; they go on
-//!    alone, or fail by their time limit.
-//! 3. He cannot bring in a token of his own, another account's, or an older one in place of a newer.
-//! 4. He can put back an entry that was there under the same fence; its token is then what it was.
+//! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end, and take leases away, so that
+//!    they use up the account's token requests. A token that a process has it keeps.
+//! 3. He cannot bring in a token of his own or another account's.
+//! 4. He can put back an entry that was there, with its fence, and say it is younger than it is: a process that has no newer token
+//!    adopts it. If it is dead, the API rejects it, and the process asks for one itself.
 //! 5. Who has the secret can read all of it. He could as well ask for a token.
 //! 6. A secret that was changed leaves its entries unread behind. A token of the old one lives on at APSIS One as long as that says.
 //! 7. What was published is overwritten by the next, not wiped: a store that keeps its history keeps old tokens, sealed.
@@ -67,6 +73,8 @@ use tower::BoxError;
 /// use bytes::Bytes;
 /// use tower::BoxError;
 ///
+/// const MINUTE: Duration = Duration::from_secs(60);
+///
 /// #[derive(Default)]
 /// struct InMemory(Mutex<HashMap<String, Account>>);
 ///
@@ -74,12 +82,12 @@ use tower::BoxError;
 /// struct Account {
 ///     fence: u64,
 ///     entry: Option<(u64, Bytes, Instant)>,
-///     /// The fence of the lease and its end.
-///     lease: Option<(u64, Instant)>,
+///     /// Whose it is, its fence and its end.
+///     lease: Option<(u64, u64, Instant)>,
 ///     /// No attempt before then.
 ///     paused: Option<Instant>,
-///     /// When each attempt stops to count.
-///     attempts: Vec<Instant>,
+///     /// The fence of each attempt, and when it stops to count.
+///     attempts: Vec<(u64, Instant)>,
 /// }
 ///
 /// impl Account {
@@ -89,8 +97,9 @@ use tower::BoxError;
 ///     }
 ///
 ///     fn end(&mut self, lease: &Lease) {
-///         if self.lease.is_some_and(|(fence, _)| fence == lease.fence()) {
-///             self.lease = None;
+///         self.lease = self.lease.filter(|&(_, fence, _)| fence != lease.fence());
+///         for (_, end) in self.attempts.iter_mut().filter(|(fence, _)| *fence == lease.fence()) {
+///             *end = Instant::now() + MINUTE;
 ///         }
 ///     }
 /// }
@@ -106,20 +115,22 @@ use tower::BoxError;
 ///         if let Some(entry) = account.entry().filter(|entry| entry.fence() > request.newer_than()) {
 ///             return Ok(Leasing::Newer(entry));
 ///         }
-///         if let Some((fence, end)) = account.lease.filter(|&(_, end)| end > now) {
+///         let held = account.lease.filter(|&(owner, _, end)| end > now && owner != request.owner());
+///         if let Some((_, fence, end)) = held {
 ///             return Ok(Leasing::Held { fence, left: end - now });
 ///         }
 ///         if let Some(end) = account.paused.filter(|&end| end > now) {
 ///             return Ok(Leasing::Paused(end - now));
 ///         }
-///         account.attempts.retain(|&end| end > now);
+///         account.attempts.retain(|&(_, end)| end > now);
 ///         if account.attempts.len() >= request.attempts_per_minute() as usize {
-///             return Ok(Leasing::Paused(account.attempts[0] - now));
+///             let first = account.attempts.iter().map(|&(_, end)| end).min();
+///             return Ok(Leasing::Paused(first.map_or(MINUTE, |end| end - now)));
 ///         }
 ///         // Where the memory is lost with the process, the fence has to come from a clock.
 ///         account.fence += 1;
-///         account.lease = Some((account.fence, now + request.lasts()));
-///         account.attempts.push(now + request.lasts() + Duration::from_secs(60));
+///         account.lease = Some((request.owner(), account.fence, now + request.lasts()));
+///         account.attempts.push((account.fence, now + request.lasts() + MINUTE));
 ///         Ok(Leasing::Granted(Lease::new(account.fence)))
 ///     }
 ///
@@ -129,6 +140,7 @@ use tower::BoxError;
 ///         account.end(&lease);
 ///         let is_stored = account.entry.as_ref().is_some_and(|entry| entry.0 == lease.fence());
 ///         if account.fence <= lease.fence() && !is_stored {
+///             account.fence = lease.fence();
 ///             account.entry = Some((lease.fence(), sealed, Instant::now()));
 ///         }
 ///         Ok(())

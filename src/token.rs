@@ -68,8 +68,9 @@ pub(crate) struct Token {
     usable_for: Duration,
     due_after: Duration,
     lifetime: Duration,
-    /// Its age when it was born here.
-    age: Duration,
+    /// What it was when it was born here.
+    #[cfg(feature = "store")]
+    age_when_taken: Duration,
     is_adopted: bool,
     unchanged_refreshes: u32,
     /// Nanoseconds after `born` by the monotonic clock. Until then a request needs to look at nothing else.
@@ -87,7 +88,8 @@ impl Token {
             born: issued.asked,
             due_after: issued.lifetime.mul_f64(0.75 + 0.15 * draw).saturating_sub(issued.age),
             lifetime: issued.lifetime.saturating_sub(issued.age),
-            age: issued.age,
+            #[cfg(feature = "store")]
+            age_when_taken: issued.age,
             is_adopted: issued.is_adopted,
             unchanged_refreshes,
             next_look: AtomicU64::new(0),
@@ -112,8 +114,8 @@ impl Token {
 
     /// How long ago it was asked for, by whichever process, as far as the clocks of store and process go alike.
     #[cfg(feature = "store")]
-    pub(crate) fn age_since_issue(&self, now: Instant) -> Duration {
-        self.age.saturating_add(self.monotonic_age(now))
+    pub(crate) fn age_since_issue(&self, now: Moment) -> Duration {
+        self.age_when_taken.saturating_add(self.age(now))
     }
 
     /// Whether another process of the fleet asked for it.

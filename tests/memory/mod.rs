@@ -104,6 +104,38 @@ impl Memory {
     }
 }
 
+/// A store that becomes another one.
+#[derive(Clone, Default)]
+pub(crate) struct Switch(Arc<Mutex<Memory>>);
+
+impl Switch {
+    pub(crate) fn set(&self, store: &Memory) {
+        *self.0.lock().unwrap() = store.clone();
+    }
+
+    fn store(&self) -> Memory {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl TokenStore for Switch {
+    async fn load(&self, name: &str) -> Result<Option<Entry>, BoxError> {
+        self.store().load(name).await
+    }
+
+    async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+        self.store().lease(name, request).await
+    }
+
+    async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, lifetime: Duration) -> Result<(), BoxError> {
+        self.store().publish(name, lease, sealed, lifetime).await
+    }
+
+    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+        self.store().release(name, lease, pause).await
+    }
+}
+
 impl Account {
     fn newest(&self) -> Option<Entry> {
         let (fence, sealed, published) = self.entry.clone()?;
@@ -136,6 +168,10 @@ impl Account {
     pub(crate) fn hold(&mut self, lasts: Duration) {
         self.fence += 1;
         self.lease = Some((0, self.fence, Instant::now() + lasts));
+    }
+
+    pub(crate) fn forget_pause(&mut self) {
+        self.paused_until = None;
     }
 
     fn end(&mut self, lease: &Lease) {

@@ -411,7 +411,7 @@ impl Fleet {
         process.flights_left -= 1;
         // Where it is forced, what is there will not do.
         let there = loaded.map_or(0, |entry| if is_forced { entry.fence } else { 0 });
-        process.newer_than = process.done_with.max(there);
+        process.newer_than = there;
         process.phase = Phase::Loading(loaded);
         self.hear_at_once(world, p);
     }
@@ -476,13 +476,7 @@ impl Fleet {
                 None => process.phase = Phase::Leasing { answer: None, held: None },
             },
             Answer::Leased(Leasing::Granted(fence)) => process.ask(Some(fence)),
-            Answer::Leased(Leasing::Newer(entry)) => {
-                if self.rules.newer_is_looked_at && entry.fence <= process.newer_than {
-                    process.phase = Phase::Leasing { answer: None, held: None };
-                } else {
-                    self.adopt(world, p, entry);
-                }
-            }
+            Answer::Leased(Leasing::Newer(entry)) => self.adopt(world, p, entry),
             Answer::Leased(Leasing::Held(fence)) => {
                 let Phase::Leasing { held, .. } = process.phase else { unreachable!("it asked for a lease") };
                 process.phase = Phase::Waiting { held: fence, again: held == Some(fence) };
@@ -495,14 +489,13 @@ impl Fleet {
     fn adopt(&self, world: &mut World, p: usize, entry: Entry) {
         let (process, seen) = (&mut world.processes[p], &mut world.seen);
         let before = process.token;
-        if self.rules.is_done_with_what_it_saw {
-            process.done_with = process.done_with.max(entry.fence);
-            process.newer_than = process.newer_than.max(entry.fence);
-        }
-        if self.rules.minds_the_age && before.is_some_and(|before| before.token >= entry.token) {
+        process.newer_than = entry.fence;
+        let was_taken = self.rules.is_done_with_what_it_saw && entry.fence == process.done_with;
+        if was_taken || self.rules.minds_the_age && before.is_some_and(|before| before.token >= entry.token) {
             process.phase = Phase::Leasing { answer: None, held: None };
             return;
         }
+        process.done_with = entry.fence;
         seen.broken.add(Law::Adopted, before.is_some_and(|before| entry.fence <= before.fence));
         seen.broken.add(Law::Age, before.is_some_and(|before| entry.token < before.token));
         process.token = Some(entry);
@@ -536,7 +529,7 @@ fn issue(world: &mut World, p: usize) {
     let (token, process) = (world.apsis.issued, &mut world.processes[p]);
     match lease {
         Some(fence) => {
-            process.done_with = process.done_with.max(fence);
+            process.done_with = fence;
             process.phase = Phase::Publishing(Entry { fence, token });
         }
         None => {

@@ -67,10 +67,18 @@ fn without_any_one_of_its_rules_the_protocol_breaks_a_law() {
     breaks(Law::Pause, &three, |rules| rules.pauses_are_kept = false);
     // What is older is not adopted for its age either.
     breaks(Law::Adopted, &one, |rules| (rules.is_done_with_what_it_saw, rules.minds_the_age) = (false, false));
-    breaks(Law::Adopted, &two, |rules| (rules.newer_is_looked_at, rules.minds_the_age) = (false, false));
     breaks(Law::Age, &two, |rules| rules.minds_the_age = false);
     // Either of them would do.
     breaks(Law::Stuck, &one, |rules| (rules.leases_end, rules.patience_ends) = (false, false));
+}
+
+/// Here the same fences come once more, which in milliseconds is a coincidence: who was done with one of them asks itself.
+#[test]
+fn a_store_that_was_emptied_and_whose_clock_is_behind_brings_no_older_token_and_leaves_nobody_stuck() {
+    let rules = Rules { fences_come_from_a_clock: false, ..Rules::default() };
+    let laws = [Law::Lease, Law::Age, Law::Pause, Law::Crowd, Law::Stuck];
+    let fleet = Fleet { bounds: bounds(), rules, laws: laws.into_iter().collect() };
+    fleet.checker().symmetry_fn(World::representative).spawn_dfs().join().assert_properties();
 }
 
 fn breaks(law: Law, bounds: &Bounds, take_away: fn(&mut Rules)) {

@@ -12,16 +12,14 @@ pub(crate) struct Rules {
     pub(crate) fences_come_from_a_clock: bool,
     /// What was overtaken is not published.
     pub(crate) publishing_minds_the_fence: bool,
-    /// Of one fence there is one entry. To be written into `TokenStore::publish`.
+    /// Of one fence there is one entry.
     pub(crate) a_fence_publishes_once: bool,
-    /// A pause is not cut short by the end of another attempt. To be written into `TokenStore::release`.
+    /// A pause is not cut short by the end of another attempt.
     pub(crate) pauses_are_kept: bool,
     // Of the process.
-    /// What it adopted or published once, it does not adopt.
+    /// What it adopted or published last, it does not adopt.
     pub(crate) is_done_with_what_it_saw: bool,
-    /// It does not believe an answer that calls newer what is not. To be written into `Turn::permit`.
-    pub(crate) newer_is_looked_at: bool,
-    /// It does not adopt what was asked for before its own token. To be written into `Turn::open`.
+    /// It does not adopt what was asked for before its own token.
     pub(crate) minds_the_age: bool,
     /// It does not wait for ever for the holder of a lease.
     pub(crate) patience_ends: bool,
@@ -37,7 +35,6 @@ impl Default for Rules {
             a_fence_publishes_once: true,
             pauses_are_kept: true,
             is_done_with_what_it_saw: true,
-            newer_is_looked_at: true,
             minds_the_age: true,
             patience_ends: true,
         }

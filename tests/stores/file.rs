@@ -157,11 +157,13 @@ impl Drop for SetOnDrop {
     }
 }
 
+static LONG: &[u8] = &[b'b'; 20_000];
+
 async fn write_many_times(store: &FileStore) {
     for number in 0..200 {
         let request = LeaseRequest::new(1, u64::MAX, Duration::from_secs(1), 1_000);
         let Leasing::Granted(lease) = store.lease("name", &request).await.unwrap() else { panic!("{number}") };
-        let sealed: &'static [u8] = if number % 2 == 0 { &[b'b'; 20_000] } else { b"short" };
+        let sealed: &'static [u8] = if number % 2 == 0 { LONG } else { b"short" };
         publish(store, "name", lease, sealed).await;
     }
 }

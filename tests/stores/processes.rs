@@ -35,7 +35,6 @@ const URL: &str = "APSIS_TEST_URL";
 const PROCESSES: usize = 50;
 
 /// Not a test, but what the others start: for each line it reads it sends a request, and prints what came of it.
-#[allow(clippy::print_stdout, reason = "who started it listens")]
 #[tokio::test]
 async fn a_worker_does_as_it_is_told() {
     let Ok(store) = env::var(WORKER) else { return };

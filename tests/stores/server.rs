@@ -48,9 +48,9 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Of a user with this password.
+    /// Of a user with this password, and for another database than the first.
     pub(crate) fn url_of(&self, user: &str, password: &str) -> String {
-        format!("redis://{user}:{password}@127.0.0.1:{}/", self.port)
+        format!("redis://{user}:{password}@127.0.0.1:{}/1", self.port)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
