@@ -299,6 +299,11 @@ impl TokenCache {
         self.fleet.as_ref().map_or(Duration::ZERO, |fleet| fleet.operation_timeout())
     }
 
+    /// Until when this process makes no attempt of its own, after a failure or because it was told to.
+    pub(crate) fn grounded_until(&self) -> Option<Instant> {
+        self.lock().grounded(Instant::now()).map(|grounding| grounding.lasts)
+    }
+
     /// When there is room for another attempt.
     pub(crate) fn room_at(&self) -> Option<Instant> {
         self.lock().budget.free_at(Instant::now())
@@ -332,7 +337,8 @@ impl TokenCache {
                 self.ground_in_fleet(state, AuthError::Paused { retry_at: RetryAt(until) }, until, now)
             }
             Err(FlightError::Failed(failure)) => {
-                let grounding = state.ground_after(failure, &self.source.url, now, draw);
+                let look = self.fleet.is_some().then_some(now + LOOK_IN_STORE_EVERY);
+                let grounding = state.ground_after(failure, &self.source.url, now, draw, look);
                 drop(state);
                 grounding.trace_if(true);
                 Err(grounding.error)
@@ -394,7 +400,7 @@ impl TokenCache {
     pub(crate) fn condition(&self) -> (bool, Option<Grounding>, u32) {
         let now = Instant::now();
         let mut state = self.lock();
-        let grounding = state.grounding(now).cloned();
+        let grounding = state.grounded(now).cloned();
         (state.flight(now).is_some(), grounding, state.budget.left_at(now))
     }
 

@@ -162,6 +162,10 @@ impl Fleet {
         now.saturating_duration_since(since) > patience
     }
 
+    fn waits_for_nobody(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     async fn release(&self, lease: Lease, pause: Duration) {
         self.limited("release", self.store.release(self.seal.name(), lease, pause)).await;
     }
@@ -180,6 +184,8 @@ impl Turn {
             return None;
         };
         let entry = entry?;
+        // Whoever was waited for, an hour ago perhaps, has come back.
+        self.fleet.waits_for_nobody();
         if is_forced {
             self.newer_than = entry.fence();
             return None;
@@ -201,6 +207,9 @@ impl Turn {
             let leasing = fleet.limited("lease", fleet.store.lease(fleet.seal.name(), &request)).await;
             let Some(leasing) = leasing else { break };
             fleet.is_together();
+            if !matches!(leasing, Leasing::Held { .. }) {
+                fleet.waits_for_nobody();
+            }
             let poll = POLL_EVERY.mul_f64(0.5 + clock.draw());
             match leasing {
                 Leasing::Granted(lease) => {
@@ -259,7 +268,8 @@ impl Turn {
     fn open(&mut self, entry: &Entry, asked: Moment, clock: &Clock) -> Option<IssuedToken> {
         let fence = entry.fence();
         self.newer_than = fence;
-        if fence == self.fleet.done_with.load(Ordering::Relaxed) {
+        // What was taken by a flight that did not land was not taken.
+        if self.own.is_some() && fence == self.fleet.done_with.load(Ordering::Relaxed) {
             return None;
         }
         let Some(opened) = self.fleet.seal.open(entry.sealed(), fence) else {

@@ -120,21 +120,26 @@ impl Flight {
         clock: &Clock,
         limits: &Limits,
     ) -> Result<IssuedToken, FlightError> {
-        let (room_at, slack) = {
+        let is_forced = self.reason == Reason::Forced;
+        let (room_at, grounded_until, slack) = {
             let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
-            (cache.room_at(), cache.fleets_operation())
+            (cache.room_at(), cache.grounded_until(), cache.fleets_operation())
         };
+        // This was a look, and there was nothing.
+        if let Some(until) = grounded_until.filter(|_| !is_forced) {
+            return Err(FlightError::Paused(until));
+        }
         // Without room for an attempt of its own it takes no lease from those who have it.
-        if let Some(room_at) = room_at {
-            return Err(FlightError::NoRoom(room_at));
+        match room_at {
+            Some(room_at) if is_forced && self.is_worth_waiting_for(room_at, limits) => sleep_until(room_at).await,
+            Some(room_at) => return Err(FlightError::NoRoom(room_at)),
+            None => {}
         }
         let lease = loop {
             match timeout_at(self.lands_by, turn.permit(clock)).await {
                 Ok(Permit::Adopt(token)) => return Ok(token),
                 Ok(Permit::Ask(lease)) => break lease,
-                Ok(Permit::Wait(until)) if until < self.lands_by.min(Instant::now() + limits.max_wait) => {
-                    sleep_until(until).await;
-                }
+                Ok(Permit::Wait(until)) if self.is_worth_waiting_for(until, limits) => sleep_until(until).await,
                 Ok(Permit::Wait(until)) => return Err(FlightError::Paused(until)),
                 Err(_) => return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere))),
             }
@@ -142,11 +147,19 @@ impl Flight {
         let mut held = Held { turn, lease };
         // What is left of the flight then is for the others, who have to be told.
         let end_by = self.lands_by.checked_sub(slack).unwrap_or(self.lands_by);
+        if Instant::now() >= end_by {
+            return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere)));
+        }
         let result = self.attempt(source, clock, limits, end_by).await;
         if let Some(lease) = held.lease.take() {
             turn.end(lease, &result, clock).await;
         }
         result
+    }
+
+    /// Whether its waiters would see the end of that.
+    fn is_worth_waiting_for(&self, moment: Instant, limits: &Limits) -> bool {
+        moment < self.lands_by.min(Instant::now() + limits.max_wait)
     }
 
     /// One HTTP request, counted in the budget.

@@ -60,7 +60,8 @@ impl TokenHandle {
     /// Forces a renewal: gets a token from the token endpoint although there may be a good one, or takes part in the
     /// token request under way.
     ///
-    /// It does not wait for the end of a back-off, but for room in the budget of token requests. The endpoint may
+    /// It does not wait for the end of a back-off, but for room in the budget of token requests, and for a pause of all the
+    /// processes that share a token store. The endpoint may
     /// return the same token; then its [generation](AccessToken::generation) is the same.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub(crate) struct CurrentFlight {
 pub(crate) struct Grounding {
     pub(crate) until: Instant,
     /// As far as anybody knows now. A fleet's ends sooner, to look for a token.
-    lasts: Instant,
+    pub(crate) lasts: Instant,
     pub(crate) error: AuthError,
 }
 
@@ -80,9 +80,14 @@ impl State {
         self.budget.end(now);
     }
 
-    /// The grounding, while it lasts.
+    /// The grounding, until somebody may look again.
     pub(crate) fn grounding(&self, now: Instant) -> Option<&Grounding> {
         self.grounded.as_ref().filter(|grounding| now < grounding.until)
+    }
+
+    /// The grounding, while it lasts.
+    pub(crate) fn grounded(&self, now: Instant) -> Option<&Grounding> {
+        self.grounded.as_ref().filter(|grounding| now < grounding.lasts)
     }
 
     pub(crate) fn forget_failures(&mut self) {
@@ -99,7 +104,15 @@ impl State {
         self.flight = Some(flight);
     }
 
-    pub(crate) fn ground_after(&mut self, failure: Failure, url: &Uri, now: Instant, draw: f64) -> Grounding {
+    /// After a failure. Those of a fleet may look in the store sooner, at `look`, and still make no attempt.
+    pub(crate) fn ground_after(
+        &mut self,
+        failure: Failure,
+        url: &Uri,
+        now: Instant,
+        draw: f64,
+        look: Option<Instant>,
+    ) -> Grounding {
         let failures = &mut self.failures;
         let wait = match &failure.kind {
             FailureKind::Transient(_) => {
@@ -118,7 +131,7 @@ impl State {
         // A wait that ends without room in the budget would only be followed by another one.
         let until = self.budget.free_at(now).map_or(now + wait, |room_at| room_at.max(now + wait));
         // Who forced the flight did not wait; the others still do. A refusal asks nobody to, and the key may be mended by now.
-        let told = self.grounding(now).filter(|grounding| grounding.error.is_retryable());
+        let told = self.grounded(now).filter(|grounding| grounding.error.is_retryable());
         let until = told.map_or(until, |grounding| grounding.lasts.max(until));
         let (url, retry_at) = (url.clone(), RetryAt(until));
         let error = match failure.kind {
@@ -126,7 +139,7 @@ impl State {
             FailureKind::RateLimited => AuthError::RateLimited { retry_at },
             FailureKind::Terminal { status, code } => AuthError::Refused { url, status, code, retry_at },
         };
-        let grounding = Grounding { until, lasts: until, error };
+        let grounding = Grounding { until: look.map_or(until, |look| look.min(until)), lasts: until, error };
         self.grounded = Some(grounding.clone());
         grounding
     }
@@ -139,14 +152,16 @@ impl State {
         lasts: Instant,
         now: Instant,
     ) -> (Grounding, bool) {
-        let grounding = Grounding { until, lasts, error };
-        // One that lasts longer has the better reason, and a refusal has to be seen.
-        let better = |grounding: &Grounding| grounding.lasts >= lasts || !grounding.error.is_retryable();
-        let before = self.grounded.as_ref().filter(|grounding| now < grounding.lasts);
-        let is_news = !before.is_some_and(better);
-        if is_news || until < lasts {
-            self.grounded = Some(grounding.clone());
-        }
+        // One that lasts longer has the better reason, and a refusal has to be seen. Moments that were heard of twice differ a little.
+        let better = |grounding: &Grounding| {
+            grounding.lasts + Duration::from_secs(1) >= lasts || !grounding.error.is_retryable()
+        };
+        let before = self.grounded(now).filter(|grounding| better(grounding)).cloned();
+        let (is_news, grounding) = (before.is_none(), Grounding { until, lasts, error });
+        self.grounded = Some(match before {
+            Some(before) => Grounding { until: before.until.max(until.min(before.lasts)), ..before },
+            None => grounding.clone(),
+        });
         (grounding, is_news)
     }
 }

@@ -40,10 +40,10 @@
 //! 1. Who reads the store learns when tokens are asked for and how long they are, and neither a token nor whose it is: the name
 //!    of an entry is derived from the secret, too.
 //! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end, and take leases away, so that
-//!    they use up the account's token requests. A token that a process has it keeps.
+//!    they use up the account's token requests.
 //! 3. He cannot bring in a token of his own or another account's.
-//! 4. He can put back an entry that was there, with its fence, and say it is younger than it is: a process that has no newer token
-//!    adopts it. If it is dead, the API rejects it, and the process asks for one itself.
+//! 4. He can put back an entry that was there, with its fence, and say it is younger than it is: a process that looks for a token adopts
+//!    it. If it is dead, the API rejects it, and the process asks for one itself.
 //! 5. Who has the secret can read all of it. He could as well ask for a token.
 //! 6. A secret that was changed leaves its entries unread behind. A token of the old one lives on at APSIS One as long as that says.
 //! 7. What was published is overwritten by the next, not wiped: a store that keeps its history keeps old tokens, sealed.

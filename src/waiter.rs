@@ -87,7 +87,11 @@ impl TokenCache {
                     match timeout_at(until, flight.outcome.wait_for(Option::is_some)).await {
                         Ok(outcome) => {
                             let outcome = outcome.ok().and_then(|outcome| outcome.clone());
-                            return want.accept(outcome.unwrap_or(Err(AuthError::Interrupted))?);
+                            match outcome.unwrap_or(Err(AuthError::Interrupted)) {
+                                // No attempt was made: whether that is worth waiting for is decided by the look at what there is.
+                                Err(AuthError::OutOfBudget { .. } | AuthError::Paused { .. }) if !want.is_forced() => {}
+                                outcome => return want.accept(outcome?),
+                            }
                         }
                         Err(_) if until == lost_at => {}
                         Err(_) => return Err(AuthError::TimedOut { after: self.limits.max_wait }),
@@ -99,6 +103,10 @@ impl TokenCache {
 }
 
 impl Want {
+    fn is_forced(self) -> bool {
+        matches!(self, Self::Forced)
+    }
+
     fn accept(self, token: Arc<Token>) -> Outcome {
         match self {
             Self::Newer(rejected, _) if token.generation() <= rejected => Err(AuthError::SameToken),

@@ -278,6 +278,64 @@ async fn who_is_dropped_while_it_asks_gives_its_lease_back() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_was_waited_for_long_ago_is_waited_for_again() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let [first, second] = [0, 1].map(|number| process(&world, &store, number));
+        for round in 0..3 {
+            // The same fence is said to be held each time, as by a store that knows no better at first.
+            store.hold_as(7, 2 * SECOND);
+            let (first, second) = (first.handle(), second.handle());
+            let (one, other) = tokio::join!(first.get(), second.get());
+            assert!(one.is_ok() && other.is_ok());
+            assert_eq!(world.token_requests(), round + 1);
+            advance(25 * HOUR).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_shorter_than_the_wait_of_a_request_is_waited_for() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let fleet = fleet(&world, &store, 5);
+        // The fleet's budget is used up for ten seconds more.
+        for _ in 0..4 {
+            process(&world, &store, 9).handle().renew().await.unwrap();
+        }
+        advance(50 * SECOND).await;
+        store.empty_but_for_attempts();
+        let started = Instant::now();
+        assert_eq!(statuses(&fleet).await, [StatusCode::OK; 5]);
+        assert!((9 * SECOND..11 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+        assert_eq!(world.token_requests(), 5);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_told_to_wait_waits_although_the_store_is_down() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.script_token_answers([Answer::too_many_requests().header("retry-after", "300")]);
+        let [first, second] = [0, 1].map(|number| process(&world, &store, number).handle());
+        first.get().await.unwrap_err();
+        second.get().await.unwrap_err();
+        store.set(Condition::Down);
+        for _ in 0..10 {
+            sleep(10 * SECOND).await;
+            first.get().await.unwrap_err();
+            second.get().await.unwrap_err();
+        }
+        assert_eq!(world.token_requests(), 1);
+        sleep(300 * SECOND).await;
+        second.get().await.unwrap();
+    })
+    .await;
+}
+
 /// A store whose lease somebody has, always.
 struct Forever;
 
@@ -492,8 +550,10 @@ async fn who_may_not_ask_looks_for_what_another_process_brings() {
         store.change(Account::forget_pause);
         process(&world, &store, 2).handle().get().await.unwrap();
         sleep(6 * SECOND).await;
-        second.get().await.unwrap();
-        assert!(second.snapshot().token.unwrap().adopted);
+        for handle in [&first, &second] {
+            handle.get().await.unwrap();
+            assert!(handle.snapshot().token.unwrap().adopted);
+        }
         assert_eq!(world.token_requests(), 2);
     })
     .await;

@@ -77,6 +77,19 @@ impl Memory {
         Some(inner.accounts.values().next()?.entry.as_ref()?.1.clone())
     }
 
+    /// Somebody is said to have a lease with this fence, in each account that there is.
+    pub(crate) fn hold_as(&self, fence: u64, lasts: Duration) {
+        let mut inner = self.0.lock().unwrap();
+        for account in inner.accounts.values_mut() {
+            account.lease = Some((0, fence, Instant::now() + lasts));
+        }
+    }
+
+    /// The token is forgotten, and not what it took to get it.
+    pub(crate) fn empty_but_for_attempts(&self) {
+        self.change(|account| account.entry = None);
+    }
+
     /// Changes what is stored of each account.
     pub(crate) fn change(&self, change: impl Fn(&mut Account)) {
         self.0.lock().unwrap().accounts.values_mut().for_each(change);

@@ -132,6 +132,12 @@ struct Issued {
     usable_for: Duration,
 }
 
+impl Issued {
+    fn ends(&self) -> Instant {
+        self.asked + self.usable_for
+    }
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct Sent {
     pub(crate) first: Option<Instant>,
@@ -156,6 +162,10 @@ impl Seen {
         let latest = self.latest_token.as_ref().map_or(0, |latest| self.tokens[latest].generation);
         let is_new = self.latest_token.replace(token.clone()).is_none_or(|latest| latest != token);
         let generation = latest + u64::from(is_new);
+        // Each process goes by what it was told itself, or by what another one was told later. Of the same token the former may be more.
+        let others = self.tokens.get(&token).filter(|known| known.process != process);
+        let usable_for =
+            others.map_or(usable_for, |known| usable_for.max(known.ends().saturating_duration_since(asked)));
         self.tokens.insert(token, Issued { process, generation, asked, asked_wall, usable_for });
     }
 
