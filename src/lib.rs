@@ -81,6 +81,7 @@
 //! | grounded after a transient failure | 5 s, doubling to 60 s; `Retry-After` if longer, at most 15 min; until there is room in the budget |
 //! | grounded after 429 | `Retry-After` (at most 15 min) and up to a tenth; without it 60 s and a draw from 60 s, doubling, at most 1 h |
 //! | grounded after a refusal | 30 s, doubling to 15 min |
+//! | with a token store | an operation 1 s, a lease one attempt and 2 s; a look about every 100 ms while another process asks, and every 5 s while grounded |
 //! | renewals that did not help | 401: 15, 30, 60, 60 … s; 403: 1, 2, 4, 8, 15, 15 … min |
 //!
 //! A request waits through a grounding that ends within its longest wait, unless the credentials were refused. Otherwise
