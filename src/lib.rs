@@ -62,7 +62,8 @@
 //! A **flight** is the one token request under way; each HTTP request of it is an **attempt**.
 //! A token's **generation** is its number in this process. A token is **due** when it is time to **refresh** it; within its
 //! **margin** before the expiry it counts as expired. A token the API **rejected** is **renewed**, and the request is
-//! **replayed**. After a failed flight the layer is **grounded**: no flight before a given moment.
+//! **replayed**. After a failed flight the layer is **grounded**: no flight before a given moment. A token that another
+//! process had asked for, and left in a store, is **adopted**.
 //!
 //! # Defaults
 //!

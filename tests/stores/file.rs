@@ -170,6 +170,31 @@ async fn write_many_times(store: &FileStore) {
 
 #[cfg(unix)]
 #[tokio::test]
+async fn a_folder_that_others_may_write_to_is_refused_and_so_is_what_is_no_file() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let folder = Folder::new();
+    let store = folder.store();
+    let lease = granted(&store, "name", 1).await;
+    publish(&store, "name", lease, b"one").await;
+    for mode in [0o777, 0o720, 0o702] {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = store.load("name").await.unwrap_err().to_string();
+        assert!(error.contains("chmod 700"), "{error}");
+        store.lease("name", &request(1)).await.unwrap_err();
+        store.lease("another-name", &request(1)).await.unwrap_err();
+    }
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(store.load("name").await.unwrap().unwrap().sealed().as_ref(), b"one");
+    let path = folder.ending_in("json");
+    fs::remove_file(&path).unwrap();
+    // It would be read for ever.
+    symlink("/dev/zero", &path).unwrap();
+    store.load("name").await.unwrap_err();
+}
+
+#[cfg(unix)]
+#[tokio::test]
 async fn a_folder_that_cannot_be_written_to_is_an_error_of_leases_and_not_of_looking() {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
