@@ -1,15 +1,19 @@
 //! Processes that share a token through a store. A process is a layer of its own.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use apsis_auth::{
     ApsisAuth, ApsisAuthLayer, AuthError, ClientCredentials,
     emulator::{Answer, Emulator},
-    store::{LeaseRequest, Leasing, TokenStore},
+    store::{Entry, Lease, LeaseRequest, Leasing, TokenStore},
 };
+use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::{Instant, advance, sleep};
-use tower::Layer;
+use tower::{BoxError, Layer};
 
 use crate::{
     many_callers::Attempts,
@@ -336,29 +340,64 @@ async fn who_was_told_to_wait_waits_although_the_store_is_down() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_with_nothing_but_garbage_is_gone_without() {
+    limited(async {
+        let world = World::new();
+        let layer = world.builder().store(Garbage::default()).build().unwrap();
+        let started = Instant::now();
+        layer.handle().get().await.unwrap();
+        assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+/// A store that has a newer entry each time, which nobody can read.
+#[derive(Default)]
+struct Garbage(AtomicU64);
+
+impl Garbage {
+    fn entry(&self) -> Entry {
+        Entry::new(self.0.fetch_add(1, Ordering::Relaxed), "garbage", Duration::ZERO)
+    }
+}
+
+impl TokenStore for Garbage {
+    async fn load(&self, _: &str) -> Result<Option<Entry>, BoxError> {
+        Ok(Some(self.entry()))
+    }
+
+    async fn lease(&self, _: &str, _: &LeaseRequest) -> Result<Leasing, BoxError> {
+        Ok(Leasing::Newer(self.entry()))
+    }
+
+    async fn publish(&self, _: &str, _: Lease, _: Bytes, _: Duration) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
 /// A store whose lease somebody has, always.
 struct Forever;
 
 impl TokenStore for Forever {
-    async fn load(&self, _: &str) -> Result<Option<apsis_auth::store::Entry>, tower::BoxError> {
+    async fn load(&self, _: &str) -> Result<Option<Entry>, BoxError> {
         Ok(None)
     }
 
-    async fn lease(&self, _: &str, request: &LeaseRequest) -> Result<Leasing, tower::BoxError> {
+    async fn lease(&self, _: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
         Ok(Leasing::Held { fence: 7, left: request.lasts() })
     }
 
-    async fn publish(
-        &self,
-        _: &str,
-        _: apsis_auth::store::Lease,
-        _: bytes::Bytes,
-        _: Duration,
-    ) -> Result<(), tower::BoxError> {
+    async fn publish(&self, _: &str, _: Lease, _: Bytes, _: Duration) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
 
-    async fn release(&self, _: &str, _: apsis_auth::store::Lease, _: Duration) -> Result<(), tower::BoxError> {
+    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
 }
