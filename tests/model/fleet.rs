@@ -496,7 +496,8 @@ impl Fleet {
             return;
         }
         process.done_with = entry.fence;
-        seen.broken.add(Law::Adopted, before.is_some_and(|before| entry.fence <= before.fence));
+        // By what is in it: a store that was emptied may be given a newer token under an older fence.
+        seen.broken.add(Law::Adopted, before.is_some_and(|before| entry.token <= before.token));
         seen.broken.add(Law::Age, before.is_some_and(|before| entry.token < before.token));
         process.token = Some(entry);
         process.land();

@@ -76,7 +76,7 @@ fn without_any_one_of_its_rules_the_protocol_breaks_a_law() {
 #[test]
 fn a_store_that_was_emptied_and_whose_clock_is_behind_brings_no_older_token_and_leaves_nobody_stuck() {
     let rules = Rules { fences_come_from_a_clock: false, ..Rules::default() };
-    let laws = [Law::Lease, Law::Age, Law::Pause, Law::Crowd, Law::Stuck];
+    let laws = [Law::Lease, Law::Adopted, Law::Age, Law::Pause, Law::Crowd, Law::Stuck];
     let fleet = Fleet { bounds: bounds(), rules, laws: laws.into_iter().collect() };
     fleet.checker().symmetry_fn(World::representative).spawn_dfs().join().assert_properties();
 }
