@@ -4,25 +4,31 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     runtime::Handle,
+    spawn,
     time::{Instant, sleep, timeout},
 };
 use tower::BoxError;
+use tracing::Instrument;
 
 use crate::{
     backoff,
     cache::Limits,
     clock::{Clock, Moment},
-    endpoint::{Failure, FailureKind},
+    endpoint::FailureKind,
     error::Chain,
     flight::FlightError,
     seal::{self, Seal},
@@ -122,13 +128,18 @@ impl Fleet {
         self.operation_timeout
     }
 
-    /// What an operation brings, within its limit; `None` if it fails, which is said once.
+    /// What an operation brings, within its limit; `None` if it fails or panics, which is said once.
     async fn limited<T>(
         &self,
         operation: &'static str,
         running: impl Future<Output = Result<T, BoxError>>,
     ) -> Option<T> {
-        let error = match timeout(self.operation_timeout, running).await {
+        let mut running = pin!(running);
+        let caught = poll_fn(|context| {
+            catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(context)))
+                .unwrap_or_else(|_| Poll::Ready(Err("it panicked".into())))
+        });
+        let error = match timeout(self.operation_timeout, caught).await {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(error)) => error,
             Err(_) => format!("no answer within {:?}", self.operation_timeout).into(),
@@ -164,6 +175,16 @@ impl Fleet {
 
     fn waits_for_nobody(&self) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn seal(&self, token: &IssuedToken, fence: u64) -> (Bytes, Duration) {
+        let age = token.asked.monotonic.elapsed();
+        (self.seal.seal(&token.header, token.lifetime, age, fence), token.lifetime.saturating_sub(age))
+    }
+
+    async fn publish(&self, lease: Lease, sealed: Bytes, lifetime: Duration) {
+        self.done_with.store(lease.fence(), Ordering::Relaxed);
+        self.limited("publish", self.store.publish(self.seal.name(), lease, sealed, lifetime)).await;
     }
 
     async fn release(&self, lease: Lease, pause: Duration) {
@@ -237,30 +258,30 @@ impl Turn {
         Permit::Ask(None)
     }
 
-    /// Gives the others the token, or leave to ask themselves: after a pause, if the failure may be the whole account's.
+    /// Gives the others the token, or leave to ask themselves: after a pause, if the failure may be the whole account's. They hear
+    /// of it even if the flight is dropped meanwhile: whoever holds a lease and is gone keeps them waiting for its end.
     pub(crate) async fn end(&self, lease: Lease, result: &Result<IssuedToken, FlightError>, clock: &Clock) {
-        match result {
-            Ok(token) => self.publish(lease, token).await,
-            Err(FlightError::Failed(failure)) => self.fleet.release(lease, pause_after(failure, clock)).await,
-            Err(_) => self.fleet.release(lease, Duration::ZERO).await,
-        }
+        let fleet = Arc::clone(&self.fleet);
+        let telling = match result {
+            Ok(token) => {
+                let (sealed, lifetime) = fleet.seal(token, lease.fence());
+                spawn(async move { fleet.publish(lease, sealed, lifetime).await }.in_current_span())
+            }
+            Err(error) => {
+                let pause = pause_after(error, clock);
+                spawn(async move { fleet.release(lease, pause).await }.in_current_span())
+            }
+        };
+        // It was said already if the store fails.
+        let _ = telling.await;
     }
 
-    /// The same for an attempt that was dropped. Who holds a lease and is gone keeps the others waiting for its end.
+    /// The same for an attempt that was dropped.
     pub(crate) fn give_back(&self, lease: Lease) {
         let fleet = Arc::clone(&self.fleet);
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { fleet.release(lease, Duration::ZERO).await });
+            runtime.spawn(async move { fleet.release(lease, Duration::ZERO).await }.in_current_span());
         }
-    }
-
-    async fn publish(&self, lease: Lease, token: &IssuedToken) {
-        let (fleet, fence) = (&self.fleet, lease.fence());
-        let age = token.asked.monotonic.elapsed();
-        let sealed = fleet.seal.seal(&token.header, token.lifetime, age, fence);
-        let lifetime = token.lifetime.saturating_sub(age);
-        fleet.done_with.store(fence, Ordering::Relaxed);
-        fleet.limited("publish", fleet.store.publish(fleet.seal.name(), lease, sealed, lifetime)).await;
     }
 
     /// The token of an entry, unless it is of no use: it was taken before, cannot be read, has expired, is older than what there
@@ -300,7 +321,8 @@ impl Turn {
 
 /// What keeps one process from a token may keep all of them. A failure that may be over soon leaves them room for more
 /// attempts within the minute.
-fn pause_after(failure: &Failure, clock: &Clock) -> Duration {
+fn pause_after(error: &FlightError, clock: &Clock) -> Duration {
+    let FlightError::Failed(failure) = error else { return Duration::ZERO };
     match &failure.kind {
         FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
         FailureKind::Terminal { .. } => backoff::after_terminal(1),

@@ -5,13 +5,14 @@
 use std::{
     collections::HashMap,
     future::pending,
+    panic::resume_unwind,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower::BoxError;
 
 /// Clones share what they hold.
@@ -35,6 +36,10 @@ pub(crate) enum Condition {
     Silent,
     /// All but looking fails.
     ReadOnly,
+    /// Every operation panics.
+    Panics,
+    /// All but looking takes half a second.
+    Slow,
 }
 
 #[derive(Default)]
@@ -108,9 +113,14 @@ impl Memory {
         };
         match condition {
             Condition::Silent => pending().await,
+            Condition::Panics => resume_unwind(Box::new("the store panics")),
             Condition::Down => Err("the store is down".into()),
             Condition::ReadOnly if is_writing => Err("the store is read-only".into()),
-            Condition::Well | Condition::ReadOnly => {
+            Condition::Slow if is_writing => {
+                sleep(Duration::from_millis(500)).await;
+                Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
+            }
+            Condition::Well | Condition::ReadOnly | Condition::Slow => {
                 Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
             }
         }

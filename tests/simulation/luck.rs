@@ -97,10 +97,13 @@ pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator, store: Option<&Memory>) ->
     }
 }
 
+const CONDITIONS: [Condition; 6] =
+    [Condition::Well, Condition::Down, Condition::Silent, Condition::Panics, Condition::ReadOnly, Condition::Slow];
+
 fn befall(rng: &mut Rng, store: &Memory) -> &'static str {
     match rng.u8(..5) {
         0..3 => {
-            store.set(*pick(rng, &[Condition::Well, Condition::Down, Condition::Silent, Condition::ReadOnly]));
+            store.set(*pick(rng, &CONDITIONS));
             "the store fails, or not"
         }
         3 => {
