@@ -27,12 +27,18 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 
-use crate::{file::Folder, server::Server};
+use crate::{
+    file::Folder,
+    server::{Server, signal_to},
+};
 
 /// A folder, or the URL of a server.
 const WORKER: &str = "APSIS_TEST_WORKER";
 const URL: &str = "APSIS_TEST_URL";
 const PROCESSES: usize = 50;
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Two seconds more than an attempt.
+const LEASE_LASTS: Duration = Duration::from_secs(5);
 
 /// Not a test, but what the others start: for each line it reads it sends a request, and prints what came of it.
 #[tokio::test]
@@ -45,7 +51,7 @@ async fn a_worker_does_as_it_is_told() {
     } else {
         builder.store(FileStore::new(store))
     };
-    let layer = builder.build().unwrap();
+    let layer = builder.attempt_timeout(ATTEMPT_TIMEOUT).build().unwrap();
     let client = layer.layer(Client::builder(TokioExecutor::new()).build_http());
     while spawn_blocking(|| stdin().read_line(&mut String::new()).unwrap()).await.unwrap() > 0 {
         let request = Request::get(format!("{base}/audience/keyspaces")).body(Full::<Bytes>::default()).unwrap();
@@ -86,6 +92,10 @@ impl Worker {
 
     fn order(&mut self) {
         self.orders.write_all(b"\n").unwrap();
+    }
+
+    fn signal(&self, signal: &str) {
+        signal_to(&self.process, signal);
     }
 
     /// What came of its request, and whether its token was adopted.
@@ -273,18 +283,25 @@ async fn a_redis_that_stands_still_longer_than_every_limit_fails_no_request() {
     load.ends().await;
 }
 
+/// One process that is asking, and three that wait for what it brings.
+async fn one_asks_and_three_wait(apsis: &Emulator, server: &EmulatorServer, store: &str) -> (Worker, Waiting) {
+    let mut holder = Worker::start(apsis, server, store);
+    holder.order();
+    while apsis.counters().token_requests == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let others = (0..3).map(|_| Worker::start(apsis, server, store)).collect();
+    (holder, tokio::spawn(round(others)))
+}
+
+type Waiting = JoinHandle<(Vec<Worker>, usize)>;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_a_process_is_killed_while_it_asks_another_one_asks_at_once() {
     let (apsis, folder) = (Emulator::new(), Folder::new());
     let (server, folder) = (apsis.serve().await.unwrap(), folder.path().to_str().unwrap());
     apsis.script_token_answers([Answer::hang()]);
-    let mut holder = Worker::start(&apsis, &server, folder);
-    holder.order();
-    while apsis.counters().token_requests == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
-    let others = (0..3).map(|_| Worker::start(&apsis, &server, folder)).collect();
-    let others = tokio::spawn(round(others));
+    let (holder, others) = one_asks_and_three_wait(&apsis, &server, folder).await;
     sleep(Duration::from_millis(300)).await;
     assert_eq!(apsis.counters().token_requests, 1);
 
@@ -294,4 +311,50 @@ async fn when_a_process_is_killed_while_it_asks_another_one_asks_at_once() {
 
     assert_eq!((apsis.counters().token_requests, adopted), (2, 2));
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_process_is_killed_while_it_asks_another_one_asks_once_its_lease_in_redis_is_over() {
+    let (apsis, redis) = (Emulator::new(), Server::start());
+    let (server, url) = (apsis.serve().await.unwrap(), redis.url());
+    apsis.script_token_answers([Answer::hang()]);
+    let (holder, others) = one_asks_and_three_wait(&apsis, &server, &url).await;
+
+    let killed = Instant::now();
+    drop(holder);
+    let (_workers, adopted) = others.await.unwrap();
+
+    assert_eq!((apsis.counters().token_requests, adopted), (2, 2));
+    println!("another one asked, and all were served, {:?} after the kill", killed.elapsed());
+    assert!(killed.elapsed() < LEASE_LASTS * 2, "{:?}", killed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token() {
+    let (apsis, redis) = (Emulator::new(), Server::start());
+    let (server, url) = (apsis.serve().await.unwrap(), redis.url());
+    apsis.set_token_delay(Duration::from_secs(1));
+    let (holder, others) = one_asks_and_three_wait(&apsis, &server, &url).await;
+    holder.signal("-STOP");
+    // Its answer is on the way, and what it brings is dead.
+    sleep(Duration::from_millis(1500)).await;
+    apsis.revoke_tokens();
+    apsis.set_token_delay(Duration::ZERO);
+    let (_workers, adopted) = others.await.unwrap();
+    assert_eq!((apsis.counters().token_requests, adopted), (2, 2));
+
+    holder.signal("-CONT");
+    let mut holder = holder;
+    let (holder, (outcome, adopted)) = spawn_blocking(move || {
+        let answer = holder.answer();
+        (holder, answer)
+    })
+    .await
+    .unwrap();
+    assert_eq!((outcome.as_str(), adopted), ("200", true));
+    drop(holder);
+
+    let late = vec![Worker::start(&apsis, &server, &url)];
+    assert_eq!(round(late).await.1, 1);
+    assert_eq!(apsis.counters().token_requests, 2);
 }

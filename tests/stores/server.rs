@@ -100,15 +100,11 @@ impl Server {
 
     /// It answers no more, and its connections stay.
     pub(crate) fn stop(&self) {
-        self.signal("-STOP");
+        signal_to(&self.process, "-STOP");
     }
 
     pub(crate) fn go_on(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+        signal_to(&self.process, "-CONT");
     }
 }
 
@@ -116,6 +112,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+pub(crate) fn signal_to(process: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
 }
 
 pub(crate) fn free_port() -> u16 {
