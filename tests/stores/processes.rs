@@ -264,6 +264,26 @@ async fn a_redis_that_is_killed_under_load_and_comes_back_empty_fails_no_request
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_over_under_load_has_the_token_and_fails_no_request() {
+    let (apsis, mut redis) = (Emulator::new(), Server::start());
+    let server = apsis.serve().await.unwrap();
+    let load = Load::of(fleet(&apsis, &server, &redis.url()).await);
+    let replica = redis.replica();
+
+    redis.kill();
+    load.goes_on().await;
+    replica.takes_over(&redis);
+    let late = vec![Worker::start(&apsis, &server, &redis.url())];
+    assert_eq!(round(late).await.1, 1);
+    assert_eq!(apsis.counters().token_requests, 1);
+
+    apsis.revoke_tokens();
+    load.goes_on().await;
+    assert_eq!(apsis.counters().token_requests, 2);
+    load.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_stands_still_longer_than_every_limit_fails_no_request() {
     let (apsis, redis) = (Emulator::new(), Server::start());
     let server = apsis.serve().await.unwrap();

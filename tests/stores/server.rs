@@ -82,9 +82,13 @@ impl Server {
 
     /// A figure of `INFO stats`.
     pub(crate) fn stat(&self, name: &str) -> i64 {
-        let stats: String = redis::from_redis_value(self.ask(&["INFO", "stats"])).unwrap();
+        let stats = self.info("stats");
         let mut figures = stats.lines().filter_map(|line| line.split_once(':'));
         figures.find(|(found, _)| *found == name).unwrap().1.parse().unwrap()
+    }
+
+    fn info(&self, section: &str) -> String {
+        redis::from_redis_value(self.ask(&["INFO", section])).unwrap()
     }
 
     /// It is gone, and with it what it knew.
@@ -96,6 +100,24 @@ impl Server {
     /// Once more, where it was.
     pub(crate) fn start_again(&mut self) {
         self.process = run(self.port, self.folder.path(), &self.arguments).unwrap();
+    }
+
+    /// Another server that has what this one has.
+    pub(crate) fn replica(&self) -> Self {
+        let replica = Self::with(&["--replicaof", "127.0.0.1", &self.port.to_string()]);
+        let started = Instant::now();
+        while !replica.info("replication").contains("master_link_status:up") {
+            assert!(started.elapsed() < Duration::from_secs(20), "the replica does not come up");
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.number(&["WAIT", "1", "5000"]), 1);
+        replica
+    }
+
+    /// From the other one, which is gone: what it has from it and its address.
+    pub(crate) fn takes_over(&self, gone: &Self) {
+        self.ask(&["REPLICAOF", "NO", "ONE"]);
+        self.ask(&["CONFIG", "SET", "port", &gone.port.to_string()]);
     }
 
     /// It answers no more, and its connections stay.
