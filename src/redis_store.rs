@@ -59,14 +59,15 @@ const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
 ///
 /// # The server
 ///
-/// Redis from 5.0 on, or any Valkey: one server, or what speaks for several (a proxy, the address of the primary).
-/// Redirections of a cluster are not followed. A server that is full, read-only or still loading is one that fails.
+/// Redis from 6.0 on (tried with 6.0, 7.0 and 8.0) or Valkey (tried with 8.1): one server, or what speaks for several, a
+/// proxy or the address of the primary. Redirections of a cluster are not followed. A server that is full, read-only or
+/// still loading is one that fails.
 ///
 /// **A fail-over may cost one more token request.** The server that takes over may not have heard of the last lease,
 /// and grants another one, or of the last entry. A restart without persistence, a flush and an eviction cost the same.
 /// What comes after is newer than what was before: a fence is at least the server's time.
 ///
-/// An ACL user (Redis 6 and later) needs this and no more:
+/// An ACL user needs this and no more:
 ///
 /// ```text
 #[doc = include_str!("redis_store.acl")]

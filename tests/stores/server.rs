@@ -1,7 +1,7 @@
 //! A Redis server of a test's own.
 
 use std::{
-    fs,
+    env, fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -144,23 +144,26 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// The program of a server. Where there is none, Debian's package is installed, if that is allowed.
+/// The program of a server: what `REDIS_SERVER` names, or what there is. Where there is none, Debian's package is installed,
+/// if that is allowed.
 fn program() -> &'static str {
-    static PROGRAM: OnceLock<Option<&str>> = OnceLock::new();
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
     let found = PROGRAM.get_or_init(|| {
-        installed().or_else(|| {
+        env::var("REDIS_SERVER").ok().or_else(installed).or_else(|| {
             println!("installing Debian's package redis-server");
             apt(&["update"]);
             apt(&["install", "-y", "--no-install-recommends", "redis-server"]);
             installed()
         })
     });
-    found.expect("these tests start a Redis server: install redis-server (Debian: apt-get install redis-server) or valkey-server")
+    found.as_deref().expect(
+        "these tests start a Redis server: install redis-server (Debian: apt-get install redis-server) or valkey-server",
+    )
 }
 
-fn installed() -> Option<&'static str> {
+fn installed() -> Option<String> {
     let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
-    ["redis-server", "valkey-server"].into_iter().find(runs)
+    ["redis-server", "valkey-server"].into_iter().find(runs).map(str::to_owned)
 }
 
 /// Waits for whoever else installs something.
@@ -180,7 +183,7 @@ fn run(port: u16, folder: &Path, arguments: &[String]) -> Option<Child> {
         .args(arguments)
         .stdout(Stdio::null())
         .spawn()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("`{}` does not start: {error}", program()));
     let started = Instant::now();
     while !answers(port) {
         if process.try_wait().unwrap().is_some() {
