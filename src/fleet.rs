@@ -71,8 +71,10 @@ pub(crate) struct Fleet {
     done_with: AtomicU64,
     /// Whose lease is waited for, and since when. Flights come and go meanwhile.
     held: Mutex<Option<(u64, Instant)>>,
-    /// The store failed, and that was said.
-    is_alone: AtomicBool,
+    /// The store failed when it was read, and that was said.
+    fails_to_read: AtomicBool,
+    /// The same of what changes it. It may do one without the other.
+    fails_to_write: AtomicBool,
 }
 
 /// A flight's dealings with the fleet.
@@ -114,7 +116,8 @@ impl Fleet {
             patience: (earliest, latest),
             done_with: AtomicU64::new(NOTHING),
             held: Mutex::new(None),
-            is_alone: AtomicBool::new(false),
+            fails_to_read: AtomicBool::new(false),
+            fails_to_write: AtomicBool::new(false),
         }
     }
 
@@ -132,6 +135,7 @@ impl Fleet {
     async fn limited<T>(
         &self,
         operation: &'static str,
+        has_failed: &AtomicBool,
         running: impl Future<Output = Result<T, BoxError>>,
     ) -> Option<T> {
         let mut running = pin!(running);
@@ -140,11 +144,16 @@ impl Fleet {
                 .unwrap_or_else(|_| Poll::Ready(Err("it panicked".into())))
         });
         let error = match timeout(self.operation_timeout, caught).await {
-            Ok(Ok(done)) => return Some(done),
+            Ok(Ok(done)) => {
+                if has_failed.swap(false, Ordering::Relaxed) {
+                    tracing::info!(operation, "the token store answers again");
+                }
+                return Some(done);
+            }
             Ok(Err(error)) => error,
             Err(_) => format!("no answer within {:?}", self.operation_timeout).into(),
         };
-        if self.is_alone.swap(true, Ordering::Relaxed) {
+        if has_failed.swap(true, Ordering::Relaxed) {
             tracing::debug!(operation, error = %Chain(&*error), "the token store fails");
         } else {
             tracing::warn!(operation, error = %Chain(&*error), "the token store fails; going on alone");
@@ -154,13 +163,6 @@ impl Fleet {
 
     fn request(&self, newer_than: u64) -> LeaseRequest {
         LeaseRequest::new(self.owner, newer_than, self.lease_lasts, self.attempts_per_minute)
-    }
-
-    /// The store brought a token, or did what only one does that can be written to.
-    fn is_together(&self) {
-        if self.is_alone.swap(false, Ordering::Relaxed) {
-            tracing::info!("the token store answers again");
-        }
     }
 
     /// Whether the holder of this lease is waited for no longer: it neither came back nor died.
@@ -184,11 +186,12 @@ impl Fleet {
 
     async fn publish(&self, lease: Lease, sealed: Bytes, lifetime: Duration) {
         self.done_with.store(lease.fence(), Ordering::Relaxed);
-        self.limited("publish", self.store.publish(self.seal.name(), lease, sealed, lifetime)).await;
+        self.limited("publish", &self.fails_to_write, self.store.publish(self.seal.name(), lease, sealed, lifetime))
+            .await;
     }
 
     async fn release(&self, lease: Lease, pause: Duration) {
-        self.limited("release", self.store.release(self.seal.name(), lease, pause)).await;
+        self.limited("release", &self.fails_to_write, self.store.release(self.seal.name(), lease, pause)).await;
     }
 }
 
@@ -200,7 +203,7 @@ impl Turn {
     pub(crate) async fn begin(&mut self, is_forced: bool, clock: &Clock) -> Option<IssuedToken> {
         let asked = clock.now();
         let loading = self.fleet.store.load(self.fleet.seal.name());
-        let Some(entry) = self.fleet.limited("load", loading).await else {
+        let Some(entry) = self.fleet.limited("load", &self.fleet.fails_to_read, loading).await else {
             self.is_alone = true;
             return None;
         };
@@ -211,9 +214,7 @@ impl Turn {
             self.newer_than = entry.fence();
             return None;
         }
-        let token = self.open(&entry, asked, clock)?;
-        self.fleet.is_together();
-        Some(token)
+        self.open(&entry, asked, clock)
     }
 
     /// Waits for leave to make an attempt, or for what another process brings.
@@ -225,9 +226,9 @@ impl Turn {
         while !self.is_alone && self.unreadable < MOST_UNREADABLE {
             let asked = clock.now();
             let request = fleet.request(self.newer_than);
-            let leasing = fleet.limited("lease", fleet.store.lease(fleet.seal.name(), &request)).await;
+            let leasing =
+                fleet.limited("lease", &fleet.fails_to_write, fleet.store.lease(fleet.seal.name(), &request)).await;
             let Some(leasing) = leasing else { break };
-            fleet.is_together();
             if !matches!(leasing, Leasing::Held { .. }) {
                 fleet.waits_for_nobody();
             }

@@ -168,7 +168,9 @@
 //! | the renewed token was rejected too | `WARN` | `generation`, `kind` |
 //! | replay, replay accepted | `DEBUG` | `generation` |
 //! | the token store fails; going on alone | `WARN` the first time, then `DEBUG` without the second half | `operation`, `error` |
-//! | the token store answers again | `INFO` | |
+//! | the token store answers again | `INFO` | `operation` |
+//! | lease granted; another process holds the lease | `DEBUG` | `fence`, and of another's `left` |
+//! | another process holds the lease for too long; asking alone | `WARN` | `fence` |
 //! | an entry or a file of the token store cannot be read | `WARN` | `fence`, or `path` and `error` |
 //! | no renewal, after a request that cannot be replayed | `DEBUG` | `generation`, `error` |
 //! | out of scope: sent without a token | `WARN` the first time, then `DEBUG`; of a `CONNECT` always `DEBUG` | `method`, as far as they are known `scheme`, `host` and `port`, and as `base` the token endpoint |

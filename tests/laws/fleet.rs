@@ -14,10 +14,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::{Instant, advance, sleep};
 use tower::{BoxError, Layer};
+use tracing::Level;
 
 use crate::{
     many_callers::Attempts,
     memory::{Account, Condition, Memory, Switch},
+    secrets::Journal,
     support::{BASE, World, all, keyspaces, limited, once, send},
 };
 
@@ -430,6 +432,60 @@ impl TokenStore for Forever {
     async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
+}
+
+// What is said of it.
+
+const FAILS: &str = "the token store fails; going on alone";
+const ANSWERS: &str = "the token store answers again";
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_is_said_once_and_once_more_when_it_is_back() {
+    limited(async {
+        for condition in [Condition::Down, Condition::Silent, Condition::Panics] {
+            let (world, store, journal) = (World::new(), Memory::default(), Journal::listening());
+            let handle = process(&world, &store, 0).handle();
+            for episode in 1..3 {
+                store.set(condition);
+                for _ in 0..3 {
+                    handle.get().await.unwrap();
+                    advance(25 * HOUR).await;
+                }
+                assert_eq!(journal.times(Level::WARN, FAILS), episode, "{condition:?}: {journal:?}");
+                store.set(Condition::Well);
+                for _ in 0..3 {
+                    handle.get().await.unwrap();
+                    advance(25 * HOUR).await;
+                }
+                assert_eq!(journal.times(Level::INFO, ANSWERS), episode, "{condition:?}: {journal:?}");
+            }
+            assert_eq!(journal.times(Level::WARN, FAILS), journal.events(Level::WARN).len());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_written_to_is_said_once_although_it_brings_a_token_now_and_then() {
+    limited(async {
+        let (world, store, journal) = (World::new(), Memory::default(), Journal::listening());
+        let [other, handle] = [0, 1].map(|number| process(&world, &store, number).handle());
+        for _ in 0..3 {
+            store.set(Condition::Well);
+            other.renew().await.unwrap();
+            store.set(Condition::ReadOnly);
+            for is_adopted in [true, false] {
+                handle.get().await.unwrap();
+                assert_eq!(handle.snapshot().token.unwrap().adopted, is_adopted);
+                advance(25 * HOUR).await;
+            }
+        }
+        assert_eq!((journal.times(Level::WARN, FAILS), journal.times(Level::INFO, ANSWERS)), (1, 0), "{journal:?}");
+        store.set(Condition::Well);
+        handle.get().await.unwrap();
+        assert_eq!(journal.times(Level::INFO, ANSWERS), 1);
+    })
+    .await;
 }
 
 // The budget.

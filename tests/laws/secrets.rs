@@ -930,7 +930,7 @@ impl Body for Broken {
 // The journal.
 
 /// What was printed, said in tracing and thrown on this thread, where flights run too.
-struct Journal {
+pub(crate) struct Journal {
     pages: Arc<Mutex<Pages>>,
     _listening: DefaultGuard,
 }
@@ -943,7 +943,7 @@ struct Pages {
 
 /// A span or an event of tracing.
 #[derive(Clone, Debug)]
-struct Said {
+pub(crate) struct Said {
     is_event: bool,
     level: Level,
     name: &'static str,
@@ -957,7 +957,7 @@ thread_local! {
 }
 
 impl Journal {
-    fn listening() -> Self {
+    pub(crate) fn listening() -> Self {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let before = take_hook();
@@ -1012,8 +1012,14 @@ impl Journal {
         self.pages.lock().unwrap().said.iter().filter(|said| which(said)).cloned().collect()
     }
 
-    fn events(&self, level: Level) -> Vec<Said> {
+    pub(crate) fn events(&self, level: Level) -> Vec<Said> {
         self.said(|said| said.is_event && said.level == level)
+    }
+
+    /// How many events there were with this message.
+    #[cfg(feature = "store")]
+    pub(crate) fn times(&self, level: Level, message: &str) -> usize {
+        self.events(level).iter().filter(|said| said.field("message") == message).count()
     }
 
     /// Why the flights were started, in their order.
