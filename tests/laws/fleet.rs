@@ -1,7 +1,10 @@
 //! Processes that share a token through a store. A process is a layer of its own.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A process that shares its token through this store, and draws by its number.
 fn process(world: &World, store: &Memory, number: usize) -> ApsisAuthLayer {
-    let draws = std::sync::Mutex::new(fastrand::Rng::with_seed(number as u64));
+    let draws = Mutex::new(fastrand::Rng::with_seed(number as u64));
     world.builder().random(move || draws.lock().unwrap().f64()).store(store.clone()).build().unwrap()
 }
 
@@ -262,6 +265,60 @@ async fn a_lease_that_does_not_end_is_given_up_by_short_flights_as_well() {
             let layer = world.builder().store(Forever).flight_timeout(limit).max_wait(limit).build().unwrap();
             layer.handle().get().await.unwrap();
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_lasts_as_long_as_an_attempt_and_two_seconds_more_up_to_five_minutes() {
+    limited(async {
+        for (attempt, lasts) in [(1, 3), (15, 17), (120, 122), (297, 299), (299, 300), (600, 300)] {
+            let (world, recorder) = (World::new(), Arc::<Recorder>::default());
+            let builder = world.builder().attempt_timeout(attempt * SECOND).flight_timeout(20 * MINUTE);
+            let layer = builder.store(Arc::clone(&recorder)).build().unwrap();
+            layer.handle().get().await.unwrap_err();
+            assert_eq!(recorder.0.lock().unwrap().as_slice(), [lasts * SECOND], "{attempt}");
+        }
+    })
+    .await;
+}
+
+/// A store that knows how long leases were to last, and pauses everybody.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Duration>>);
+
+impl TokenStore for Recorder {
+    async fn load(&self, _: &str) -> Result<Option<Entry>, BoxError> {
+        Ok(None)
+    }
+
+    async fn lease(&self, _: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+        self.0.lock().unwrap().push(request.lasts());
+        Ok(Leasing::Paused(HOUR))
+    }
+
+    async fn publish(&self, _: &str, _: Lease, _: Bytes, _: Duration) -> Result<(), BoxError> {
+        unreachable!("nobody has a lease")
+    }
+
+    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+        unreachable!("nobody has a lease")
+    }
+}
+
+/// Or its waiters were told nothing of it.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_ends_before_its_flight_so_that_the_store_is_told_within_it() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.script_token_answers([Answer::hang()]);
+        store.set(Condition::Slow);
+        let builder = world.builder().attempt_timeout(10 * SECOND).flight_timeout(10 * SECOND).max_wait(20 * SECOND);
+        let handle = builder.store(store.clone()).build().unwrap().handle();
+        let started = Instant::now();
+        let error = handle.get().await.unwrap_err();
+        assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
+        assert!((9 * SECOND..10 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
     })
     .await;
 }
@@ -699,6 +756,33 @@ async fn who_may_not_ask_looks_for_what_another_process_brings() {
             assert!(handle.snapshot().token.unwrap().adopted);
         }
         assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_ask_looks_every_five_seconds_however_many_requests_come() {
+    limited(async {
+        for answer in [
+            Answer::too_many_requests().header("retry-after", "300"),
+            Answer::status(StatusCode::SERVICE_UNAVAILABLE).header("retry-after", "300"),
+        ] {
+            let (world, store) = (World::new(), Memory::default());
+            world.apsis.script_token_answers([answer]);
+            let handle = process(&world, &store, 0).handle();
+            handle.get().await.unwrap_err();
+            let before = store.operations();
+            for second in 0..60 {
+                for _ in 0..10 {
+                    handle.get().await.unwrap_err();
+                }
+                let looks = store.operations() - before;
+                assert!(looks <= second / 5, "{looks} looks in {second} s");
+                advance(SECOND).await;
+            }
+            assert!(store.operations() - before >= 10, "{}", store.operations() - before);
+            assert_eq!(world.token_requests(), 1);
+        }
     })
     .await;
 }
