@@ -306,6 +306,24 @@ impl TokenStore for Recorder {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_lease_looks_about_every_tenth_of_a_second_and_not_in_step_with_others() {
+    limited(async {
+        for (draw, expected) in [(0.0, 200), (0.5, 100), (0.999, 67)] {
+            let (world, store) = (World::new(), Memory::default());
+            let handle = world.builder().random(move || draw).store(store.clone()).build().unwrap().handle();
+            handle.get().await.unwrap();
+            advance(25 * HOUR).await;
+            store.change(|account| account.hold(10 * SECOND));
+            let before = store.operations();
+            handle.get().await.unwrap();
+            let looks = store.operations() - before;
+            assert!((expected..expected + 5).contains(&looks), "{draw}: {looks}");
+        }
+    })
+    .await;
+}
+
 /// Or its waiters were told nothing of it.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_ends_before_its_flight_so_that_the_store_is_told_within_it() {
@@ -432,12 +450,13 @@ async fn who_was_told_to_wait_waits_although_the_store_is_down() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_answers_with_nothing_but_garbage_is_gone_without() {
     limited(async {
-        let world = World::new();
-        let layer = world.builder().store(Garbage::default()).build().unwrap();
+        let (world, store) = (World::new(), Arc::<Garbage>::default());
+        let layer = world.builder().store(Arc::clone(&store)).build().unwrap();
         let started = Instant::now();
         layer.handle().get().await.unwrap();
         assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
         assert_eq!(world.token_requests(), 1);
+        assert_eq!(store.0.load(Ordering::Relaxed), 3);
     })
     .await;
 }
