@@ -51,8 +51,11 @@ const LONGEST_LEASE: Duration = Duration::from_secs(5 * 60);
 /// wait do not come together.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// More entries that cannot be read are no accident.
+/// More entries that cannot be read, or are none of those that were asked for, are no accident.
 const MOST_UNREADABLE: u32 = 3;
+
+/// Of all processes, after refusals in a row.
+const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(4 * 60);
 
 /// The longest that an answer can ask for, and a draw on top: see `backoff`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(17 * 60);
@@ -65,12 +68,14 @@ pub(crate) struct Fleet {
     attempts_per_minute: u32,
     lease_lasts: Duration,
     operation_timeout: Duration,
-    /// How long somebody else may hold one lease, before it is given up: from, to. Within a flight, or nobody would see the end.
-    patience: (Duration, Duration),
-    /// The fence of the entry that was adopted or published last.
-    done_with: AtomicU64,
+    /// How much longer than a lease lasts somebody else may hold one, before it is given up. At most: it is drawn.
+    spread: Duration,
+    /// The longest pause that was said or heard of since there was a token, in milliseconds.
+    longest_pause: AtomicU64,
     /// Whose lease is waited for, and since when. Flights come and go meanwhile.
     held: Mutex<Option<(u64, Instant)>>,
+    /// The fence of an entry that cannot be read, which was said.
+    unread: AtomicU64,
     /// The store failed when it was read, and that was said.
     fails_to_read: AtomicBool,
     /// The same of what changes it. It may do one without the other.
@@ -103,19 +108,17 @@ pub(crate) enum Permit {
 
 impl Fleet {
     pub(crate) fn new(store: Box<dyn AnyStore>, seal: Seal, attempts_per_minute: u32, limits: &Limits) -> Self {
-        let lease_lasts = (limits.attempt + LEASE_MARGIN).min(LONGEST_LEASE);
-        let latest = limits.flight.mul_f64(0.8);
-        let earliest = if lease_lasts < latest { lease_lasts } else { latest / 2 };
         Self {
             store,
             seal,
             owner: seal::random_number(),
             attempts_per_minute,
-            lease_lasts,
+            lease_lasts: (limits.attempt.min(limits.flight) + LEASE_MARGIN).min(LONGEST_LEASE),
             operation_timeout: OPERATION_TIMEOUT.min(limits.flight / 8),
-            patience: (earliest, latest),
-            done_with: AtomicU64::new(NOTHING),
+            spread: limits.flight / 8,
+            longest_pause: AtomicU64::new(0),
             held: Mutex::new(None),
+            unread: AtomicU64::new(0),
             fails_to_read: AtomicBool::new(false),
             fails_to_write: AtomicBool::new(false),
         }
@@ -165,10 +168,10 @@ impl Fleet {
         LeaseRequest::new(self.owner, newer_than, self.lease_lasts, self.attempts_per_minute)
     }
 
-    /// Whether the holder of this lease is waited for no longer: it neither came back nor died.
+    /// Whether the holder of this lease is waited for no longer: it neither came back nor died. A lease that may last is not lost,
+    /// however short a flight is: the next one goes on waiting.
     fn is_lost(&self, fence: u64, now: Instant, draw: f64) -> bool {
-        let (least, most) = self.patience;
-        let patience = least + most.saturating_sub(least).mul_f64(draw);
+        let patience = self.lease_lasts + self.spread.mul_f64(draw);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let same = held.filter(|&(before, _)| before == fence);
         let (_, since) = *held.insert(same.unwrap_or((fence, now)));
@@ -179,13 +182,45 @@ impl Fleet {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn seal(&self, token: &IssuedToken, fence: u64) -> (Bytes, Duration) {
-        let age = token.asked.monotonic.elapsed();
-        (self.seal.seal(&token.header, token.lifetime, age, fence), token.lifetime.saturating_sub(age))
+    /// What keeps one process from a token may keep all of them. A failure that may be over soon leaves them room for more
+    /// attempts within the minute. Refusals pause the longer the more there were in a row, of whichever process.
+    fn pause_after(&self, error: &FlightError, clock: &Clock) -> Duration {
+        let FlightError::Failed(failure) = error else { return Duration::ZERO };
+        let pause = match &failure.kind {
+            FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
+            FailureKind::Terminal { .. } => {
+                let before = Duration::from_millis(self.longest_pause.load(Ordering::Relaxed));
+                backoff::after_terminal(1).max(2 * before).min(LONGEST_AFTER_REFUSAL)
+            }
+            FailureKind::Transient(_) => {
+                backoff::between_attempts(2, clock.draw()).max(failure.retry_after.unwrap_or_default())
+            }
+        };
+        self.pauses(pause);
+        pause
+    }
+
+    fn pauses(&self, pause: Duration) {
+        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.longest_pause.fetch_max(pause, Ordering::Relaxed);
+    }
+
+    fn forget_pauses(&self) {
+        self.longest_pause.store(0, Ordering::Relaxed);
+    }
+
+    /// Asks once more if that fails: a lease that was granted and not heard of would keep everybody from one, and its owner is
+    /// given another.
+    async fn lease(&self, request: &LeaseRequest) -> Option<Leasing> {
+        let ask =
+            async || self.limited("lease", &self.fails_to_write, self.store.lease(self.seal.name(), request)).await;
+        match ask().await {
+            None => ask().await,
+            heard => heard,
+        }
     }
 
     async fn publish(&self, lease: Lease, sealed: Bytes, lifetime: Duration) {
-        self.done_with.store(lease.fence(), Ordering::Relaxed);
         self.limited("publish", &self.fails_to_write, self.store.publish(self.seal.name(), lease, sealed, lifetime))
             .await;
     }
@@ -194,9 +229,6 @@ impl Fleet {
         self.limited("release", &self.fails_to_write, self.store.release(self.seal.name(), lease, pause)).await;
     }
 }
-
-/// No entry has this fence.
-const NOTHING: u64 = u64::MAX;
 
 impl Turn {
     /// Begins with a look at what there is. For a flight that was forced, only what is published from here on will do.
@@ -208,8 +240,6 @@ impl Turn {
             return None;
         };
         let entry = entry?;
-        // Whoever was waited for, an hour ago perhaps, has come back.
-        self.fleet.waits_for_nobody();
         if is_forced {
             self.newer_than = entry.fence();
             return None;
@@ -226,9 +256,7 @@ impl Turn {
         while !self.is_alone && self.unreadable < MOST_UNREADABLE {
             let asked = clock.now();
             let request = fleet.request(self.newer_than);
-            let leasing =
-                fleet.limited("lease", &fleet.fails_to_write, fleet.store.lease(fleet.seal.name(), &request)).await;
-            let Some(leasing) = leasing else { break };
+            let Some(leasing) = fleet.lease(&request).await else { break };
             if !matches!(leasing, Leasing::Held { .. }) {
                 fleet.waits_for_nobody();
             }
@@ -238,7 +266,13 @@ impl Turn {
                     tracing::debug!(fence = lease.fence(), "lease granted");
                     return Permit::Ask(Some(lease));
                 }
-                Leasing::Paused(left) => return Permit::Wait(asked.monotonic + left.clamp(poll, LONGEST_PAUSE)),
+                Leasing::Paused(left) => {
+                    let left = left.clamp(poll, LONGEST_PAUSE);
+                    fleet.pauses(left);
+                    return Permit::Wait(asked.monotonic + left);
+                }
+                // It would be offered again and again.
+                Leasing::Newer(entry) if entry.fence() <= self.newer_than => self.unreadable += 1,
                 Leasing::Newer(entry) => {
                     if let Some(token) = self.open(&entry, asked, clock) {
                         return Permit::Adopt(token);
@@ -261,15 +295,17 @@ impl Turn {
 
     /// Gives the others the token, or leave to ask themselves: after a pause, if the failure may be the whole account's. They hear
     /// of it even if the flight is dropped meanwhile: whoever holds a lease and is gone keeps them waiting for its end.
-    pub(crate) async fn end(&self, lease: Lease, result: &Result<IssuedToken, FlightError>, clock: &Clock) {
-        let fleet = Arc::clone(&self.fleet);
+    pub(crate) async fn end(&self, lease: Lease, result: &mut Result<IssuedToken, FlightError>, clock: &Clock) {
+        let (fleet, fence) = (Arc::clone(&self.fleet), lease.fence());
         let telling = match result {
             Ok(token) => {
-                let (sealed, lifetime) = fleet.seal(token, lease.fence());
+                fleet.forget_pauses();
+                token.fence = Some(fence);
+                let (sealed, lifetime) = (fleet.seal.seal(&token.header, token.lifetime, fence), token.lifetime);
                 spawn(async move { fleet.publish(lease, sealed, lifetime).await }.in_current_span())
             }
             Err(error) => {
-                let pause = pause_after(error, clock);
+                let pause = fleet.pause_after(error, clock);
                 spawn(async move { fleet.release(lease, pause).await }.in_current_span())
             }
         };
@@ -290,46 +326,35 @@ impl Turn {
     fn open(&mut self, entry: &Entry, asked: Moment, clock: &Clock) -> Option<IssuedToken> {
         let fence = entry.fence();
         self.newer_than = fence;
-        // What was taken by a flight that did not land was not taken.
-        if self.own.is_some() && fence == self.fleet.done_with.load(Ordering::Relaxed) {
+        if self.own.as_ref().is_some_and(|own| own.is_of(fence)) {
             return None;
         }
         let Some(opened) = self.fleet.seal.open(entry.sealed(), fence) else {
-            tracing::warn!(fence, "an entry of the token store cannot be read");
+            if self.fleet.unread.swap(fence, Ordering::Relaxed) != fence {
+                tracing::warn!(fence, "an entry of the token store cannot be read");
+            }
             self.unreadable += 1;
             return None;
         };
         let token = IssuedToken {
             header: opened.header,
             lifetime: opened.lifetime.min(LONGEST_LIFETIME),
-            age: entry.age().saturating_add(opened.age),
+            age: entry.age(),
             asked,
             is_adopted: true,
+            fence: Some(fence),
         };
         let now = clock.now();
         if token.is_expired(now) || self.own.as_ref().is_some_and(|own| !self.is_better(&token, own, now)) {
             return None;
         }
-        self.fleet.done_with.store(fence, Ordering::Relaxed);
+        self.fleet.forget_pauses();
         Some(token)
     }
 
     /// By age and not by fence: a store that lost its memory, and whose clock is behind, begins with lower ones.
     fn is_better(&self, token: &IssuedToken, own: &Token, now: Moment) -> bool {
         token.age < own.age_since_issue(now) && !(self.is_rejected && token.header == *own.header())
-    }
-}
-
-/// What keeps one process from a token may keep all of them. A failure that may be over soon leaves them room for more
-/// attempts within the minute.
-fn pause_after(error: &FlightError, clock: &Clock) -> Duration {
-    let FlightError::Failed(failure) = error else { return Duration::ZERO };
-    match &failure.kind {
-        FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
-        FailureKind::Terminal { .. } => backoff::after_terminal(1),
-        FailureKind::Transient(_) => {
-            backoff::between_attempts(2, clock.draw()).max(failure.retry_after.unwrap_or_default())
-        }
     }
 }
 

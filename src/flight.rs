@@ -150,9 +150,9 @@ impl Flight {
         if Instant::now() >= end_by {
             return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere)));
         }
-        let result = self.attempt(source, clock, limits, end_by).await;
+        let mut result = self.attempt(source, clock, limits, end_by).await;
         if let Some(lease) = held.lease.take() {
-            turn.end(lease, &result, clock).await;
+            turn.end(lease, &mut result, clock).await;
         }
         result
     }

@@ -47,7 +47,7 @@ impl Turn {
         match *self {}
     }
 
-    pub(crate) async fn end(&self, _: Lease, _: &Result<IssuedToken, FlightError>, _: &Clock) {
+    pub(crate) async fn end(&self, _: Lease, _: &mut Result<IssuedToken, FlightError>, _: &Clock) {
         match *self {}
     }
 }

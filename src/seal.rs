@@ -19,8 +19,8 @@ use crate::{ClientCredentials, token};
 const VERSION: u8 = 1;
 
 const KEY_LEN: usize = 32;
-/// Lifetime and age, in milliseconds.
-const TIMES_LEN: usize = 16;
+/// The lifetime, in milliseconds.
+const LIFETIME_LEN: usize = 8;
 
 /// Seals the tokens of one account, and opens them.
 pub(crate) struct Seal {
@@ -34,8 +34,6 @@ pub(crate) struct Seal {
 pub(crate) struct Opened {
     pub(crate) header: HeaderValue,
     pub(crate) lifetime: Duration,
-    /// When it was sealed.
-    pub(crate) age: Duration,
 }
 
 impl Seal {
@@ -57,12 +55,10 @@ impl Seal {
     }
 
     /// A version, a nonce, and what is sealed: see [`Opened`].
-    pub(crate) fn seal(&self, header: &HeaderValue, lifetime: Duration, age: Duration, fence: u64) -> Bytes {
+    pub(crate) fn seal(&self, header: &HeaderValue, lifetime: Duration, fence: u64) -> Bytes {
         let token = token::of_header(header);
-        let mut text = Zeroizing::new(Vec::with_capacity(TIMES_LEN + token.len() + AES_256_GCM.tag_len()));
+        let mut text = Zeroizing::new(Vec::with_capacity(LIFETIME_LEN + token.len() + AES_256_GCM.tag_len()));
         text.extend_from_slice(&milliseconds(lifetime).to_be_bytes());
-        // Rounded up: it is older, and never younger.
-        text.extend_from_slice(&milliseconds(age + Duration::from_nanos(999_999)).to_be_bytes());
         text.extend_from_slice(token);
         let nonce = self
             .key
@@ -81,12 +77,10 @@ impl Seal {
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut text = Zeroizing::new(text.to_vec());
         let text = self.key.open_in_place(nonce, Aad::from(self.bound_to(fence)), &mut text).ok()?;
-        let (lifetime, rest) = text.split_first_chunk()?;
-        let (age, token) = rest.split_first_chunk()?;
+        let (lifetime, token) = text.split_first_chunk()?;
         Some(Opened {
             header: token::bearer_header(str::from_utf8(token).ok()?)?,
             lifetime: Duration::from_millis(u64::from_be_bytes(*lifetime)),
-            age: Duration::from_millis(u64::from_be_bytes(*age)),
         })
     }
 

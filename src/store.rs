@@ -184,7 +184,7 @@ pub trait TokenStore: Send + Sync + 'static {
     fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send;
 
     /// Stores an entry and ends the lease. An entry of a lease with a lower fence than the last one granted or published is
-    /// dropped, which is no error; so is a second one of the same fence, or it would seem younger than it is.
+    /// dropped, which is no error; so is a second one of the same fence.
     ///
     /// `lifetime` is how long the entry is of use to anybody; it may be kept longer.
     ///
@@ -217,7 +217,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry that was published under this fence, so long ago by the store's own clock.
+    /// An entry of the lease with this fence, which was granted so long ago by the store's own clock.
     pub fn new(fence: u64, sealed: impl Into<Bytes>, age: Duration) -> Self {
         Self { fence, sealed: sealed.into(), age }
     }
@@ -234,7 +234,8 @@ impl Entry {
         &self.sealed
     }
 
-    /// How long ago it was published, by the store's own clock. The clocks of the processes may differ.
+    /// How long ago its lease was granted, by the store's own clock: the clocks of the processes may differ. The token is that
+    /// old at most. From when it was published it would not do, since that may be late.
     #[must_use]
     pub fn age(&self) -> Duration {
         self.age
@@ -344,7 +345,7 @@ impl Lease {
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
-/// Any store, behind a pointer.
+/// Any store, behind a pointer. All of it happens in the future, also what a `fn` does before it gives one.
 pub(crate) trait AnyStore: Send + Sync {
     fn load<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<Entry>>;
     fn lease<'a>(&'a self, name: &'a str, request: &'a LeaseRequest) -> BoxFuture<'a, Leasing>;
@@ -360,19 +361,19 @@ impl fmt::Debug for dyn AnyStore {
 
 impl<S: TokenStore> AnyStore for S {
     fn load<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<Entry>> {
-        Box::pin(TokenStore::load(self, name))
+        Box::pin(async move { TokenStore::load(self, name).await })
     }
 
     fn lease<'a>(&'a self, name: &'a str, request: &'a LeaseRequest) -> BoxFuture<'a, Leasing> {
-        Box::pin(TokenStore::lease(self, name, request))
+        Box::pin(async move { TokenStore::lease(self, name, request).await })
     }
 
     fn publish<'a>(&'a self, name: &'a str, lease: Lease, sealed: Bytes, lifetime: Duration) -> BoxFuture<'a, ()> {
-        Box::pin(TokenStore::publish(self, name, lease, sealed, lifetime))
+        Box::pin(async move { TokenStore::publish(self, name, lease, sealed, lifetime).await })
     }
 
     fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Duration) -> BoxFuture<'a, ()> {
-        Box::pin(TokenStore::release(self, name, lease, pause))
+        Box::pin(async move { TokenStore::release(self, name, lease, pause).await })
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct IssuedToken {
     /// What of the lifetime was over already, since another process of the fleet had asked for it before.
     pub(crate) age: Duration,
     pub(crate) is_adopted: bool,
+    /// Of the entry of the fleet's store that it came from or went to.
+    pub(crate) fence: Option<u64>,
 }
 
 impl IssuedToken {
@@ -71,6 +73,8 @@ pub(crate) struct Token {
     /// What it was when it was born here.
     #[cfg(feature = "store")]
     age_when_taken: Duration,
+    #[cfg(feature = "store")]
+    fence: Option<u64>,
     is_adopted: bool,
     unchanged_refreshes: u32,
     /// Nanoseconds after `born` by the monotonic clock. Until then a request needs to look at nothing else.
@@ -90,6 +94,8 @@ impl Token {
             lifetime: issued.lifetime.saturating_sub(issued.age),
             #[cfg(feature = "store")]
             age_when_taken: issued.age,
+            #[cfg(feature = "store")]
+            fence: issued.fence,
             is_adopted: issued.is_adopted,
             unchanged_refreshes,
             next_look: AtomicU64::new(0),
@@ -116,6 +122,12 @@ impl Token {
     #[cfg(feature = "store")]
     pub(crate) fn age_since_issue(&self, now: Moment) -> Duration {
         self.age_when_taken.saturating_add(self.age(now))
+    }
+
+    /// Whether it is that of this entry of the fleet's store.
+    #[cfg(feature = "store")]
+    pub(crate) fn is_of(&self, fence: u64) -> bool {
+        self.fence == Some(fence)
     }
 
     /// Whether another process of the fleet asked for it.

@@ -1,6 +1,8 @@
 //! Processes that share a token through a store. A process is a layer of its own.
 
 use std::{
+    future::Ready,
+    panic::resume_unwind,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -257,13 +259,71 @@ async fn a_lease_that_does_not_end_keeps_nobody_from_asking_alone_within_the_wai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_does_not_end_is_given_up_by_short_flights_as_well() {
+async fn a_lease_that_does_not_end_is_given_up_by_short_flights_as_well_once_it_should_be_over() {
     limited(async {
-        for seconds in [1, 3, 10] {
+        for seconds in [1, 3, 10, 14] {
             let world = World::new();
             let limit = seconds * SECOND;
             let layer = world.builder().store(Forever).flight_timeout(limit).max_wait(limit).build().unwrap();
-            layer.handle().get().await.unwrap();
+            let (handle, started) = (layer.handle(), Instant::now());
+            while let Err(error) = handle.get().await {
+                assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
+                assert!(started.elapsed() < limit + 2 * SECOND + limit + 10 * SECOND, "{:?}", started.elapsed());
+                sleep(SECOND).await;
+            }
+            assert!(started.elapsed() >= limit + 2 * SECOND, "{:?}", started.elapsed());
+        }
+    })
+    .await;
+}
+
+/// However short their flights are.
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_as_long_as_an_attempt_may_take_is_not_given_up_meanwhile() {
+    limited(async {
+        for (attempt, flight, wait, delay) in [(15, 10, 30, 6), (15, 10, 30, 9), (23, 25, 30, 20), (40, 40, 60, 35)] {
+            let (world, store) = (World::new(), Memory::default());
+            world.apsis.set_token_delay(delay * SECOND);
+            let fleet: Vec<_> = (0..50)
+                .map(|_| {
+                    let builder = world.builder().random(fastrand::f64).store(store.clone());
+                    let builder = builder.attempt_timeout(attempt * SECOND).flight_timeout(flight * SECOND);
+                    builder.max_wait(wait * SECOND).build().unwrap().layer(world.apsis.clone())
+                })
+                .collect();
+            // The others begin a little later, so that their flights do not end before.
+            let first = tokio::spawn({
+                let first = fleet[0].clone();
+                async move { send(&first, keyspaces()).await.unwrap().status() }
+            });
+            sleep(SECOND / 2).await;
+            assert_eq!(statuses(&fleet[1..]).await, [StatusCode::OK; 49], "{attempt} {flight} {delay}");
+            assert_eq!(first.await.unwrap(), StatusCode::OK);
+            assert_eq!(world.token_requests(), 1, "{attempt} {flight} {delay}");
+        }
+    })
+    .await;
+}
+
+/// One that hangs is followed by one, and not by many.
+#[tokio::test(start_paused = true)]
+async fn a_token_endpoint_that_hangs_is_asked_by_one_process_at_a_time() {
+    limited(async {
+        for (attempt, flight) in [(15, 25), (23, 25), (15, 10)] {
+            let (world, store) = (World::new(), Memory::default());
+            world.apsis.script_token_answers(vec![Answer::hang(); 10]);
+            world.apsis.set_token_limit(1_000);
+            let calls = (0..50).map(|_| {
+                let builder = world.builder().random(fastrand::f64).store(store.clone());
+                let builder = builder.attempt_timeout(attempt * SECOND).flight_timeout(flight * SECOND);
+                let handle = builder.build().unwrap().handle();
+                tokio::spawn(async move { handle.get().await.is_ok() })
+            });
+            let calls: Vec<_> = calls.collect();
+            for call in calls {
+                call.await.unwrap();
+            }
+            assert!(world.token_requests() <= 4, "{attempt} {flight}: {}", world.token_requests());
         }
     })
     .await;
@@ -337,6 +397,27 @@ async fn an_attempt_ends_before_its_flight_so_that_the_store_is_told_within_it()
         let error = handle.get().await.unwrap_err();
         assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
         assert!((9 * SECOND..10 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_hear_of_its_lease_asks_for_another_one_and_shares_what_it_brings() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let [first, second] = [0, 1].map(|number| process(&world, &store, number).handle());
+        first.get().await.unwrap();
+        advance(25 * HOUR).await;
+        let asking = tokio::spawn(async move { first.get().await });
+        // It has looked, and found nothing.
+        store.set(Condition::Deaf);
+        sleep(SECOND / 2).await;
+        store.set(Condition::Well);
+        let started = Instant::now();
+        second.get().await.unwrap();
+        asking.await.unwrap().unwrap();
+        assert_eq!(world.token_requests(), 2);
+        assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
     })
     .await;
 }
@@ -486,6 +567,84 @@ impl TokenStore for Garbage {
 
     async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
         Ok(())
+    }
+}
+
+/// One that offers the same again and again does not keep anybody from a lease for ever.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_not_newer_than_what_was_asked_for_is_gone_without() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let handle = world.builder().store(Stale(store)).build().unwrap().handle();
+        handle.get().await.unwrap();
+        world.apsis.revoke_tokens();
+        let started = Instant::now();
+        for requests in 2..4 {
+            handle.renew().await.unwrap();
+            assert_eq!(world.token_requests(), requests);
+        }
+        assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+/// A store that calls newer what is as old.
+struct Stale(Memory);
+
+impl TokenStore for Stale {
+    async fn load(&self, name: &str) -> Result<Option<Entry>, BoxError> {
+        self.0.load(name).await
+    }
+
+    async fn lease(&self, name: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
+        match self.0.load(name).await? {
+            Some(entry) if entry.fence() >= request.newer_than() => Ok(Leasing::Newer(entry)),
+            _ => self.0.lease(name, request).await,
+        }
+    }
+
+    async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, lifetime: Duration) -> Result<(), BoxError> {
+        self.0.publish(name, lease, sealed, lifetime).await
+    }
+
+    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+        self.0.release(name, lease, pause).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_before_there_is_a_future_fails_no_request() {
+    limited(async {
+        let world = World::new();
+        world.builder().store(AtOnce).build().unwrap().handle().get().await.unwrap();
+        assert_eq!(world.token_requests(), 1);
+    })
+    .await;
+}
+
+/// A store that panics when it is called, and not when its future is polled.
+struct AtOnce;
+
+fn panics<T>() -> T {
+    resume_unwind(Box::new("the store panics"))
+}
+
+#[allow(clippy::manual_async_fn, reason = "that is what is tried")]
+impl TokenStore for AtOnce {
+    fn load(&self, _: &str) -> impl Future<Output = Result<Option<Entry>, BoxError>> + Send {
+        panics::<Ready<_>>()
+    }
+
+    fn lease(&self, _: &str, _: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send {
+        panics::<Ready<_>>()
+    }
+
+    fn publish(&self, _: &str, _: Lease, _: Bytes, _: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+        panics::<Ready<_>>()
+    }
+
+    fn release(&self, _: &str, _: Lease, _: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+        panics::<Ready<_>>()
     }
 }
 
@@ -775,6 +934,35 @@ async fn who_may_not_ask_looks_for_what_another_process_brings() {
             assert!(handle.snapshot().token.unwrap().adopted);
         }
         assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_refused_costs_a_fleet_little_more_than_one_process() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let attempts = Attempts::default();
+        world.apsis.script_token_answers(vec![Answer::status(StatusCode::UNAUTHORIZED); 1_000]);
+        let fleet: Vec<_> = (0..50)
+            .map(|_| {
+                let builder = world.builder().transport(attempts.before(world.apsis.clone())).random(fastrand::f64);
+                builder.store(store.clone()).build().unwrap().handle()
+            })
+            .collect();
+        let started = Instant::now();
+        while started.elapsed() < HOUR {
+            for handle in &fleet {
+                let error = handle.get().await.unwrap_err();
+                assert!(matches!(error, AuthError::Refused { .. } | AuthError::Paused { .. }), "{error:?}");
+            }
+            advance(SECOND).await;
+        }
+        // A pause of 30 s, then of a minute, and so on, to four.
+        let asked: Vec<_> = attempts.all().into_iter().map(|at| (at - started).as_secs()).collect();
+        assert!((15..=20).contains(&asked.len()), "{asked:?}");
+        let last: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(last[4..].iter().all(|&pause| pause >= 240), "{last:?}");
     })
     .await;
 }

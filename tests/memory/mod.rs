@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     future::pending,
+    mem::take,
     panic::resume_unwind,
     sync::{Arc, Mutex},
     time::Duration,
@@ -40,11 +41,14 @@ pub(crate) enum Condition {
     Panics,
     /// All but looking takes half a second.
     Slow,
+    /// It does what it is told, and answers only what it has.
+    Deaf,
 }
 
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) fence: u64,
+    /// Its fence, what is sealed, and when its lease was granted.
     pub(crate) entry: Option<(u64, Bytes, Instant)>,
     /// Owner, fence and end.
     lease: Option<(u64, u64, Instant)>,
@@ -53,6 +57,8 @@ pub(crate) struct Account {
     attempts: Vec<(u64, Instant)>,
     /// What the clock that fences come from says at least.
     clock: u64,
+    /// When each lease was granted. Fences come from a clock, so this is known although the memory is lost.
+    granted: HashMap<u64, Instant>,
 }
 
 impl Memory {
@@ -64,7 +70,7 @@ impl Memory {
     pub(crate) fn empty(&self) {
         self.change(|account| {
             let clock = account.clock.max(account.fence + 1);
-            *account = Account { clock, ..Account::default() };
+            *account = Account { clock, granted: take(&mut account.granted), ..Account::default() };
         });
     }
 
@@ -120,7 +126,11 @@ impl Memory {
                 sleep(Duration::from_millis(500)).await;
                 Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
             }
-            Condition::Well | Condition::ReadOnly | Condition::Slow => {
+            Condition::Deaf if is_writing => {
+                operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default());
+                pending().await
+            }
+            Condition::Well | Condition::ReadOnly | Condition::Slow | Condition::Deaf => {
                 Ok(operation(self.0.lock().unwrap().accounts.entry(name.to_owned()).or_default()))
             }
         }
@@ -161,8 +171,8 @@ impl TokenStore for Switch {
 
 impl Account {
     fn newest(&self) -> Option<Entry> {
-        let (fence, sealed, published) = self.entry.clone()?;
-        Some(Entry::new(fence, sealed, published.elapsed()))
+        let (fence, sealed, granted) = self.entry.clone()?;
+        Some(Entry::new(fence, sealed, granted.elapsed()))
     }
 
     fn lease(&mut self, request: &LeaseRequest) -> Leasing {
@@ -184,6 +194,7 @@ impl Account {
         let end = now + request.lasts();
         self.lease = Some((request.owner(), self.fence, end));
         self.attempts.push((self.fence, end + MINUTE));
+        self.granted.insert(self.fence, now);
         Leasing::Granted(Lease::new(self.fence))
     }
 
@@ -222,7 +233,8 @@ impl TokenStore for Memory {
             let is_stored = account.entry.as_ref().is_some_and(|&(fence, ..)| fence == lease.fence());
             if account.fence <= lease.fence() && !is_stored {
                 account.fence = lease.fence();
-                account.entry = Some((lease.fence(), sealed, Instant::now()));
+                let granted = account.granted.get(&lease.fence()).copied().unwrap_or_else(Instant::now);
+                account.entry = Some((lease.fence(), sealed, granted));
             }
         })
         .await

@@ -97,8 +97,15 @@ pub(crate) fn strike(rng: &mut Rng, apsis: &Emulator, store: Option<&Memory>) ->
     }
 }
 
-const CONDITIONS: [Condition; 6] =
-    [Condition::Well, Condition::Down, Condition::Silent, Condition::Panics, Condition::ReadOnly, Condition::Slow];
+const CONDITIONS: [Condition; 7] = [
+    Condition::Well,
+    Condition::Down,
+    Condition::Silent,
+    Condition::Panics,
+    Condition::ReadOnly,
+    Condition::Slow,
+    Condition::Deaf,
+];
 
 fn befall(rng: &mut Rng, store: &Memory) -> &'static str {
     match rng.u8(..5) {
