@@ -333,8 +333,13 @@ impl TokenCache {
                 let error = AuthError::OutOfBudget { retry_at: RetryAt(room_at) };
                 self.ground_in_fleet(state, error, room_at, now)
             }
-            Err(FlightError::Paused(until)) => {
-                self.ground_in_fleet(state, AuthError::Paused { retry_at: RetryAt(until) }, until, now)
+            Err(FlightError::Paused(until, refused_with)) => {
+                let (retry_at, url) = (RetryAt(until), self.source.url.clone());
+                let error = match refused_with {
+                    Some(status) => AuthError::Refused { url, status, code: None, retry_at },
+                    None => AuthError::Paused { retry_at },
+                };
+                self.ground_in_fleet(state, error, until, now)
             }
             Err(FlightError::Failed(failure)) => {
                 let look = self.fleet.is_some().then_some(now + LOOK_IN_STORE_EVERY);

@@ -293,7 +293,15 @@ fn issued(text: &[u8], date: Option<SystemTime>, asked: Moment) -> Result<Issued
     }
     let header = bearer_header(&access_token).ok_or(Fault::NotAHeader)?;
     let lifetime = lifetime(&access_token, answer.expires_in.as_ref(), date, asked.wall).ok_or(Fault::Expired)?;
-    Ok(IssuedToken { header, lifetime, asked, age: Duration::ZERO, is_adopted: false, fence: None })
+    Ok(IssuedToken {
+        header,
+        lifetime,
+        asked,
+        age: Duration::ZERO,
+        is_adopted: false,
+        #[cfg(feature = "store")]
+        fence: None,
+    })
 }
 
 impl fmt::Display for FailureKind {

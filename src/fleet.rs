@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::{
     runtime::Handle,
     spawn,
@@ -32,7 +33,7 @@ use crate::{
     error::Chain,
     flight::FlightError,
     seal::{self, Seal},
-    store::{AnyStore, Entry, LeaseRequest, Leasing},
+    store::{AnyStore, Entry, LeaseRequest, Leasing, Pause},
     token::{IssuedToken, LONGEST_LIFETIME, Token},
 };
 
@@ -54,6 +55,8 @@ const POLL_EVERY: Duration = Duration::from_millis(100);
 /// More entries that cannot be read, or are none of those that were asked for, are no accident.
 const MOST_UNREADABLE: u32 = 3;
 
+const NO_PAUSE: Pause = Pause::new(Duration::ZERO, None);
+
 /// Of all processes, after refusals in a row.
 const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(4 * 60);
 
@@ -70,8 +73,8 @@ pub(crate) struct Fleet {
     operation_timeout: Duration,
     /// How much longer than a lease lasts somebody else may hold one, before it is given up. At most: it is drawn.
     spread: Duration,
-    /// The longest pause that was said or heard of since there was a token, in milliseconds.
-    longest_pause: AtomicU64,
+    /// The longest pause after a refusal that was said or heard of since there was a token, in milliseconds.
+    longest_refusal: AtomicU64,
     /// Whose lease is waited for, and since when. Flights come and go meanwhile.
     held: Mutex<Option<(u64, Instant)>>,
     /// The fence of an entry that cannot be read, which was said.
@@ -102,8 +105,8 @@ pub(crate) enum Permit {
     Adopt(IssuedToken),
     /// Leave to make an attempt: with a lease, or alone.
     Ask(Option<Lease>),
-    /// No attempt of anybody before then.
-    Wait(Instant),
+    /// No attempt of anybody before then, and the status of a refusal.
+    Wait(Instant, Option<StatusCode>),
 }
 
 impl Fleet {
@@ -116,7 +119,7 @@ impl Fleet {
             lease_lasts: (limits.attempt.min(limits.flight) + LEASE_MARGIN).min(LONGEST_LEASE),
             operation_timeout: OPERATION_TIMEOUT.min(limits.flight / 8),
             spread: limits.flight / 8,
-            longest_pause: AtomicU64::new(0),
+            longest_refusal: AtomicU64::new(0),
             held: Mutex::new(None),
             unread: AtomicU64::new(0),
             fails_to_read: AtomicBool::new(false),
@@ -183,30 +186,34 @@ impl Fleet {
     }
 
     /// What keeps one process from a token may keep all of them. A failure that may be over soon leaves them room for more
-    /// attempts within the minute. Refusals pause the longer the more there were in a row, of whichever process.
-    fn pause_after(&self, error: &FlightError, clock: &Clock) -> Duration {
-        let FlightError::Failed(failure) = error else { return Duration::ZERO };
-        let pause = match &failure.kind {
+    /// attempts within the minute.
+    fn pause_after(&self, error: &FlightError, clock: &Clock) -> Pause {
+        let FlightError::Failed(failure) = error else { return NO_PAUSE };
+        let lasts = match &failure.kind {
             FailureKind::RateLimited => backoff::after_rate_limit(1, failure.retry_after, clock.draw()),
-            FailureKind::Terminal { .. } => {
-                let before = Duration::from_millis(self.longest_pause.load(Ordering::Relaxed));
-                backoff::after_terminal(1).max(2 * before).min(LONGEST_AFTER_REFUSAL)
-            }
+            FailureKind::Terminal { status, .. } => return Pause::new(self.pause_after_refusal(), Some(*status)),
             FailureKind::Transient(_) => {
                 backoff::between_attempts(2, clock.draw()).max(failure.retry_after.unwrap_or_default())
             }
         };
-        self.pauses(pause);
+        Pause::new(lasts, None)
+    }
+
+    /// The longer, the more refusals there were in a row, of whichever process.
+    fn pause_after_refusal(&self) -> Duration {
+        let before = Duration::from_millis(self.longest_refusal.load(Ordering::Relaxed));
+        let pause = backoff::after_terminal(1).max(2 * before).min(LONGEST_AFTER_REFUSAL);
+        self.was_refused_for(pause);
         pause
     }
 
-    fn pauses(&self, pause: Duration) {
+    fn was_refused_for(&self, pause: Duration) {
         let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        self.longest_pause.fetch_max(pause, Ordering::Relaxed);
+        self.longest_refusal.fetch_max(pause, Ordering::Relaxed);
     }
 
-    fn forget_pauses(&self) {
-        self.longest_pause.store(0, Ordering::Relaxed);
+    fn forget_refusals(&self) {
+        self.longest_refusal.store(0, Ordering::Relaxed);
     }
 
     /// Asks once more if that fails: a lease that was granted and not heard of would keep everybody from one, and its owner is
@@ -225,7 +232,7 @@ impl Fleet {
             .await;
     }
 
-    async fn release(&self, lease: Lease, pause: Duration) {
+    async fn release(&self, lease: Lease, pause: Pause) {
         self.limited("release", &self.fails_to_write, self.store.release(self.seal.name(), lease, pause)).await;
     }
 }
@@ -266,10 +273,12 @@ impl Turn {
                     tracing::debug!(fence = lease.fence(), "lease granted");
                     return Permit::Ask(Some(lease));
                 }
-                Leasing::Paused(left) => {
-                    let left = left.clamp(poll, LONGEST_PAUSE);
-                    fleet.pauses(left);
-                    return Permit::Wait(asked.monotonic + left);
+                Leasing::Paused(pause) => {
+                    let left = pause.lasts().clamp(poll, LONGEST_PAUSE);
+                    if pause.refused_with().is_some() {
+                        fleet.was_refused_for(left);
+                    }
+                    return Permit::Wait(asked.monotonic + left, pause.refused_with());
                 }
                 // It would be offered again and again.
                 Leasing::Newer(entry) if entry.fence() <= self.newer_than => self.unreadable += 1,
@@ -299,7 +308,7 @@ impl Turn {
         let (fleet, fence) = (Arc::clone(&self.fleet), lease.fence());
         let telling = match result {
             Ok(token) => {
-                fleet.forget_pauses();
+                fleet.forget_refusals();
                 token.fence = Some(fence);
                 let (sealed, lifetime) = (fleet.seal.seal(&token.header, token.lifetime, fence), token.lifetime);
                 spawn(async move { fleet.publish(lease, sealed, lifetime).await }.in_current_span())
@@ -317,7 +326,7 @@ impl Turn {
     pub(crate) fn give_back(&self, lease: Lease) {
         let fleet = Arc::clone(&self.fleet);
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { fleet.release(lease, Duration::ZERO).await }.in_current_span());
+            runtime.spawn(async move { fleet.release(lease, NO_PAUSE).await }.in_current_span());
         }
     }
 
@@ -348,7 +357,7 @@ impl Turn {
         if token.is_expired(now) || self.own.as_ref().is_some_and(|own| !self.is_better(&token, own, now)) {
             return None;
         }
-        self.fleet.forget_pauses();
+        self.fleet.forget_refusals();
         Some(token)
     }
 

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use http::StatusCode;
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -42,8 +43,8 @@ pub(crate) enum FlightError {
     Failed(Failure),
     /// There is no room for an attempt before then.
     NoRoom(Instant),
-    /// No process of the fleet makes one before then.
-    Paused(Instant),
+    /// No process of the fleet makes one before then; the status, if one of them was refused.
+    Paused(Instant, Option<StatusCode>),
 }
 
 pub(crate) struct Flight {
@@ -127,7 +128,7 @@ impl Flight {
         };
         // This was a look, and there was nothing.
         if let Some(until) = grounded_until.filter(|_| !is_forced) {
-            return Err(FlightError::Paused(until));
+            return Err(FlightError::Paused(until, None));
         }
         // Without room for an attempt of its own it takes no lease from those who have it.
         match room_at {
@@ -139,8 +140,8 @@ impl Flight {
             match timeout_at(self.lands_by, turn.permit(clock)).await {
                 Ok(Permit::Adopt(token)) => return Ok(token),
                 Ok(Permit::Ask(lease)) => break lease,
-                Ok(Permit::Wait(until)) if self.is_worth_waiting_for(until, limits) => sleep_until(until).await,
-                Ok(Permit::Wait(until)) => return Err(FlightError::Paused(until)),
+                Ok(Permit::Wait(until, None)) if self.is_worth_waiting_for(until, limits) => sleep_until(until).await,
+                Ok(Permit::Wait(until, refused_with)) => return Err(FlightError::Paused(until, refused_with)),
                 Err(_) => return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere))),
             }
         };

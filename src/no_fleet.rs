@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::{
@@ -20,7 +21,7 @@ pub(crate) enum Turn {}
 pub(crate) enum Permit {
     Adopt(IssuedToken),
     Ask(Option<Lease>),
-    Wait(Instant),
+    Wait(Instant, Option<StatusCode>),
 }
 
 impl Fleet {

@@ -8,8 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    aio::MultiplexedConnection,
 };
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -28,7 +30,7 @@ use tower::BoxError;
 
 use crate::{
     error::BuildError,
-    store::{Entry, Lease, LeaseRequest, Leasing, TokenStore},
+    store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore},
     tls,
 };
 
@@ -189,7 +191,10 @@ impl TokenStore for RedisStore {
             [kind, fence, left] if kind == "held" => {
                 Ok(Leasing::Held { fence: number(fence)?, left: Duration::from_millis(number(left)?) })
             }
-            [kind, left] if kind == "paused" => Ok(Leasing::Paused(Duration::from_millis(number(left)?))),
+            [kind, left, refused] if kind == "paused" => {
+                let refused_with = StatusCode::from_bytes(refused).ok();
+                Ok(Leasing::Paused(Pause::new(Duration::from_millis(number(left)?), refused_with)))
+            }
             other => Err(not_understood(other)),
         }
     }
@@ -200,9 +205,10 @@ impl TokenStore for RedisStore {
         Ok(())
     }
 
-    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
-        let (fence, pause) = (lease.fence().to_string(), milliseconds(pause.min(LONGEST_PAUSE)).to_string());
-        self.run(RELEASE, name, &[fence.as_bytes(), pause.as_bytes()]).await?;
+    async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
+        let (fence, lasts) = (lease.fence().to_string(), milliseconds(pause.lasts().min(LONGEST_PAUSE)).to_string());
+        let refused_with = pause.refused_with().map_or(0, |status| status.as_u16()).to_string();
+        self.run(RELEASE, name, &[fence.as_bytes(), lasts.as_bytes(), refused_with.as_bytes()]).await?;
         Ok(())
     }
 }
@@ -253,11 +259,19 @@ local function count(fence, counts)
     keep(attempts, counts)
 end
 
+-- That of this fence, and nobody else's. When it was granted.
+local function end_lease(fence)
+    if stored('lease') ~= tonumber(fence) then return nil end
+    local granted = stored('granted')
+    redis.call('HDEL', account, 'lease', 'owner', 'granted', 'lease_ends')
+    return granted
+end
+
 local function entry(newer_than)
-    local found = redis.call('HMGET', account, 'entry', 'sealed', 'published')
-    local fence, sealed, published = number(found[1]), found[2], number(found[3])
-    if not fence or not sealed or not published or fence <= newer_than then return nil end
-    return { text(fence), sealed, text(math.max(0, now - published)) }
+    local found = redis.call('HMGET', account, 'entry', 'sealed', 'since')
+    local fence, sealed, since = number(found[1]), found[2], number(found[3])
+    if not fence or not sealed or not since or fence <= newer_than then return nil end
+    return { text(fence), sealed, text(math.max(0, now - since)) }
 end
 ",
             $own
@@ -278,21 +292,26 @@ if newer then return { 'newer', newer[1], newer[2], newer[3] } end
 
 local held = left('lease_ends', longest_lease)
 if held > 0 and redis.call('HGET', account, 'owner') ~= owner then
-    return { 'held', text(stored('fence')), text(held) }
+    return { 'held', text(stored('lease')), text(held) }
 end
 
-redis.call('ZREMRANGEBYSCORE', attempts, '-inf', text(now))
-redis.call('ZREMRANGEBYSCORE', attempts, text(now + longest_lease + window + 1), '+inf')
-local paused, counted = left('paused_until', longest_pause), redis.call('ZCARD', attempts)
+local paused = left('paused_until', longest_pause)
+local refused = paused > 0 and stored('refused_with') or 0
+local last = text(now + longest_lease + window)
+local over, counted = redis.call('ZCOUNT', attempts, '-inf', text(now)), redis.call('ZCOUNT', attempts, '(' .. text(now), last)
 if counted >= per_minute then
-    local frees = redis.call('ZRANGE', attempts, counted - per_minute, counted - per_minute, 'WITHSCORES')[2]
-    paused = math.max(paused, (frees or now + window) - now)
+    local place = over + counted - per_minute
+    local frees = (redis.call('ZRANGE', attempts, place, place, 'WITHSCORES')[2] or now + window) - now
+    if frees > paused then paused, refused = frees, 0 end
 end
-if paused > 0 then return { 'paused', text(paused) } end
+if paused > 0 then return { 'paused', text(paused), text(refused) } end
 
+-- A server that is full refuses the first write and none after it. So it refuses this one: nobody gets a lease that he cannot end.
 local fence = text(math.max(now, stored('fence') + 1))
-redis.call('HSET', account, 'fence', fence, 'owner', owner, 'lease_ends', text(now + lasts))
+redis.call('HSET', account, 'fence', fence, 'lease', fence, 'owner', owner, 'granted', text(now), 'lease_ends', text(now + lasts))
 keep(account, lasts + window)
+redis.call('ZREMRANGEBYSCORE', attempts, '-inf', text(now))
+redis.call('ZREMRANGEBYSCORE', attempts, '(' .. last, '+inf')
 count(fence, lasts + window)
 return { 'granted', fence }
 "
@@ -303,24 +322,24 @@ const PUBLISH: &str = script!(
     r"
 local fence, sealed, lifetime = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
+local since = end_lease(fence) or math.min(now, tonumber(fence))
 count(fence, window)
 if tonumber(fence) < stored('fence') or tonumber(fence) == stored('entry') then return {} end
-redis.call('HSET', account, 'fence', fence, 'entry', fence, 'sealed', sealed, 'published', text(now))
-redis.call('HDEL', account, 'owner', 'lease_ends')
+redis.call('HSET', account, 'fence', fence, 'entry', fence, 'sealed', sealed, 'since', text(since))
 keep(account, math.max(lifetime, window))
 return {}
 "
 );
 
-/// Of a fence, and pauses for so many milliseconds, or as long as was said before.
+/// Of a fence, and pauses for so many milliseconds, or as long as was said before; with the status of a refusal, or 0.
 const RELEASE: &str = script!(
     r"
-local fence, pause = ARGV[1], tonumber(ARGV[2])
+local fence, pause, refused = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
+end_lease(fence)
 count(fence, window)
-if tonumber(fence) >= stored('fence') then redis.call('HDEL', account, 'owner', 'lease_ends') end
 if pause > left('paused_until', longest_pause) then
-    redis.call('HSET', account, 'paused_until', text(now + pause))
+    redis.call('HSET', account, 'paused_until', text(now + pause), 'refused_with', refused)
     keep(account, pause)
 end
 return {}
@@ -349,6 +368,7 @@ impl Server {
         } else if !roots.is_empty() {
             return Err(wrong("there are certificates to trust, and it is not one of TLS"));
         }
+        let (has_host, has_query) = (url.has_host(), url.query().is_some());
         let info = url.into_connection_info();
         let info = info.map_err(|_| wrong("its host, user, password, database or a parameter cannot be used"))?;
         let tls = match info.addr() {
@@ -361,10 +381,19 @@ impl Server {
             _ => None,
         };
         let settings = info.redis_settings();
+        if has_host && has_query {
+            return Err(wrong(
+                "nothing may stand behind a ?; the database stands behind a /, user and password before an @",
+            ));
+        }
         if settings.username().is_some() && settings.password().is_none() {
             return Err(wrong("there is a user in it without a password; a password alone is written :password@"));
         }
-        let settings = settings.clone().set_skip_set_lib_name();
+        if settings.db() < 0 {
+            return Err(wrong("a database has a number from 0 on"));
+        }
+        // What our scripts are answered in. The other one begins with a command that says the password, which an error may repeat.
+        let settings = settings.clone().set_skip_set_lib_name().set_protocol(ProtocolVersion::RESP2);
         Ok(Self { address: info.addr().clone(), settings, tls })
     }
 

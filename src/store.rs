@@ -52,6 +52,7 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::StatusCode;
 use tower::BoxError;
 
 /// What a fleet shares its token through: a store that all its processes reach.
@@ -69,8 +70,9 @@ use tower::BoxError;
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::{Duration, Instant}};
 ///
-/// use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
+/// use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore};
 /// use bytes::Bytes;
+/// use http::StatusCode;
 /// use tower::BoxError;
 ///
 /// const MINUTE: Duration = Duration::from_secs(60);
@@ -81,23 +83,31 @@ use tower::BoxError;
 /// #[derive(Default)]
 /// struct Account {
 ///     fence: u64,
+///     /// Its fence, what is sealed, and when its lease was granted.
 ///     entry: Option<(u64, Bytes, Instant)>,
-///     /// Whose it is, its fence and its end.
-///     lease: Option<(u64, u64, Instant)>,
-///     /// No attempt before then.
-///     paused: Option<Instant>,
+///     lease: Option<Held>,
+///     /// No attempt before then, and the status of a refusal.
+///     paused: Option<(Instant, Option<StatusCode>)>,
 ///     /// The fence of each attempt, and when it stops to count.
 ///     attempts: Vec<(u64, Instant)>,
 /// }
 ///
+/// #[derive(Clone, Copy)]
+/// struct Held {
+///     owner: u64,
+///     fence: u64,
+///     granted: Instant,
+///     end: Instant,
+/// }
+///
 /// impl Account {
 ///     fn entry(&self) -> Option<Entry> {
-///         let (fence, sealed, stored) = self.entry.clone()?;
-///         Some(Entry::new(fence, sealed, stored.elapsed()))
+///         let (fence, sealed, granted) = self.entry.clone()?;
+///         Some(Entry::new(fence, sealed, granted.elapsed()))
 ///     }
 ///
 ///     fn end(&mut self, lease: &Lease) {
-///         self.lease = self.lease.filter(|&(_, fence, _)| fence != lease.fence());
+///         self.lease = self.lease.filter(|held| held.fence != lease.fence());
 ///         for (_, end) in self.attempts.iter_mut().filter(|(fence, _)| *fence == lease.fence()) {
 ///             *end = Instant::now() + MINUTE;
 ///         }
@@ -115,42 +125,47 @@ use tower::BoxError;
 ///         if let Some(entry) = account.entry().filter(|entry| entry.fence() > request.newer_than()) {
 ///             return Ok(Leasing::Newer(entry));
 ///         }
-///         let held = account.lease.filter(|&(owner, _, end)| end > now && owner != request.owner());
-///         if let Some((_, fence, end)) = held {
+///         let held = account.lease.filter(|held| held.end > now && held.owner != request.owner());
+///         if let Some(Held { fence, end, .. }) = held {
 ///             return Ok(Leasing::Held { fence, left: end - now });
 ///         }
-///         if let Some(end) = account.paused.filter(|&end| end > now) {
-///             return Ok(Leasing::Paused(end - now));
+///         if let Some((end, refused_with)) = account.paused.filter(|&(end, _)| end > now) {
+///             return Ok(Leasing::Paused(Pause::new(end - now, refused_with)));
 ///         }
 ///         account.attempts.retain(|&(_, end)| end > now);
 ///         if account.attempts.len() >= request.attempts_per_minute() as usize {
 ///             let first = account.attempts.iter().map(|&(_, end)| end).min();
-///             return Ok(Leasing::Paused(first.map_or(MINUTE, |end| end - now)));
+///             return Ok(Leasing::Paused(Pause::new(first.map_or(MINUTE, |end| end - now), None)));
 ///         }
 ///         // Where the memory is lost with the process, the fence has to come from a clock.
 ///         account.fence += 1;
-///         account.lease = Some((request.owner(), account.fence, now + request.lasts()));
-///         account.attempts.push((account.fence, now + request.lasts() + MINUTE));
+///         let (owner, fence, end) = (request.owner(), account.fence, now + request.lasts());
+///         account.lease = Some(Held { owner, fence, granted: now, end });
+///         account.attempts.push((fence, end + MINUTE));
 ///         Ok(Leasing::Granted(Lease::new(account.fence)))
 ///     }
 ///
 ///     async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
 ///         let mut accounts = self.0.lock().unwrap();
 ///         let account = accounts.entry(name.to_owned()).or_default();
+///         let granted = account.lease.filter(|held| held.fence == lease.fence()).map(|held| held.granted);
 ///         account.end(&lease);
 ///         let is_stored = account.entry.as_ref().is_some_and(|entry| entry.0 == lease.fence());
 ///         if account.fence <= lease.fence() && !is_stored {
 ///             account.fence = lease.fence();
-///             account.entry = Some((lease.fence(), sealed, Instant::now()));
+///             account.entry = Some((lease.fence(), sealed, granted.unwrap_or_else(Instant::now)));
 ///         }
 ///         Ok(())
 ///     }
 ///
-///     async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+///     async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
 ///         let mut accounts = self.0.lock().unwrap();
 ///         let account = accounts.entry(name.to_owned()).or_default();
 ///         account.end(&lease);
-///         account.paused = account.paused.max(Some(Instant::now() + pause));
+///         let end = Instant::now() + pause.lasts();
+///         if account.paused.is_none_or(|(before, _)| before < end) {
+///             account.paused = Some((end, pause.refused_with()));
+///         }
 ///         Ok(())
 ///     }
 /// }
@@ -199,13 +214,13 @@ pub trait TokenStore: Send + Sync + 'static {
         lifetime: Duration,
     ) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// Ends the lease of an attempt that failed. Nobody gets one before the pause is over, nor before a longer one that was asked
-    /// for earlier.
+    /// Ends the lease of an attempt that failed. Nobody gets one before the pause is over. One that ends no later than another that was
+    /// asked for earlier changes nothing. Of an attempt whose lease is over already, or was overtaken, the pause counts as well.
     ///
     /// # Errors
     ///
     /// Whatever kept it from being ended. It ends by itself, then.
-    fn release(&self, name: &str, lease: Lease, pause: Duration) -> impl Future<Output = Result<(), BoxError>> + Send;
+    fn release(&self, name: &str, lease: Lease, pause: Pause) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
 /// What is stored: a token that is sealed, and its place among the others.
@@ -305,8 +320,37 @@ pub enum Leasing {
         /// Until its end, where that is known.
         left: Duration,
     },
-    /// No attempt of anybody for so long.
-    Paused(Duration),
+    /// No attempt of anybody for now.
+    Paused(Pause),
+}
+
+/// For how long nobody makes an attempt, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    lasts: Duration,
+    refused_with: Option<StatusCode>,
+}
+
+impl Pause {
+    /// A pause from now on: because the token endpoint refused the credentials with this status; or else because the account was
+    /// told to wait, or its attempts of the last minute are used up.
+    #[must_use]
+    pub const fn new(lasts: Duration, refused_with: Option<StatusCode>) -> Self {
+        Self { lasts, refused_with }
+    }
+
+    /// How long it lasts from now on.
+    #[must_use]
+    pub fn lasts(&self) -> Duration {
+        self.lasts
+    }
+
+    /// What the token endpoint answered to the process that asked last, if it refused the credentials. A store keeps it with the
+    /// end of the pause, so that the others can say what is wrong.
+    #[must_use]
+    pub fn refused_with(&self) -> Option<StatusCode> {
+        self.refused_with
+    }
 }
 
 /// Leave to make one token request.
@@ -350,7 +394,7 @@ pub(crate) trait AnyStore: Send + Sync {
     fn load<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<Entry>>;
     fn lease<'a>(&'a self, name: &'a str, request: &'a LeaseRequest) -> BoxFuture<'a, Leasing>;
     fn publish<'a>(&'a self, name: &'a str, lease: Lease, sealed: Bytes, lifetime: Duration) -> BoxFuture<'a, ()>;
-    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Duration) -> BoxFuture<'a, ()>;
+    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Pause) -> BoxFuture<'a, ()>;
 }
 
 impl fmt::Debug for dyn AnyStore {
@@ -372,7 +416,7 @@ impl<S: TokenStore> AnyStore for S {
         Box::pin(async move { TokenStore::publish(self, name, lease, sealed, lifetime).await })
     }
 
-    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Duration) -> BoxFuture<'a, ()> {
+    fn release<'a>(&'a self, name: &'a str, lease: Lease, pause: Pause) -> BoxFuture<'a, ()> {
         Box::pin(async move { TokenStore::release(self, name, lease, pause).await })
     }
 }
@@ -397,7 +441,7 @@ impl<S: TokenStore> TokenStore for Arc<S> {
         S::publish(self, name, lease, sealed, lifetime)
     }
 
-    fn release(&self, name: &str, lease: Lease, pause: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+    fn release(&self, name: &str, lease: Lease, pause: Pause) -> impl Future<Output = Result<(), BoxError>> + Send {
         S::release(self, name, lease, pause)
     }
 }

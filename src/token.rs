@@ -47,6 +47,7 @@ pub(crate) struct IssuedToken {
     pub(crate) age: Duration,
     pub(crate) is_adopted: bool,
     /// Of the entry of the fleet's store that it came from or went to.
+    #[cfg(feature = "store")]
     pub(crate) fence: Option<u64>,
 }
 

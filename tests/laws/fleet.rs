@@ -13,7 +13,7 @@ use std::{
 use apsis_auth::{
     ApsisAuth, ApsisAuthLayer, AuthError, ClientCredentials,
     emulator::{Answer, Emulator},
-    store::{Entry, Lease, LeaseRequest, Leasing, TokenStore},
+    store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore},
 };
 use bytes::Bytes;
 use http::StatusCode;
@@ -354,14 +354,14 @@ impl TokenStore for Recorder {
 
     async fn lease(&self, _: &str, request: &LeaseRequest) -> Result<Leasing, BoxError> {
         self.0.lock().unwrap().push(request.lasts());
-        Ok(Leasing::Paused(HOUR))
+        Ok(Leasing::Paused(Pause::new(HOUR, None)))
     }
 
     async fn publish(&self, _: &str, _: Lease, _: Bytes, _: Duration) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
 
-    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+    async fn release(&self, _: &str, _: Lease, _: Pause) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
 }
@@ -565,7 +565,7 @@ impl TokenStore for Garbage {
         Ok(())
     }
 
-    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+    async fn release(&self, _: &str, _: Lease, _: Pause) -> Result<(), BoxError> {
         Ok(())
     }
 }
@@ -607,7 +607,7 @@ impl TokenStore for Stale {
         self.0.publish(name, lease, sealed, lifetime).await
     }
 
-    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+    async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
         self.0.release(name, lease, pause).await
     }
 }
@@ -643,7 +643,7 @@ impl TokenStore for AtOnce {
         panics::<Ready<_>>()
     }
 
-    fn release(&self, _: &str, _: Lease, _: Duration) -> impl Future<Output = Result<(), BoxError>> + Send {
+    fn release(&self, _: &str, _: Lease, _: Pause) -> impl Future<Output = Result<(), BoxError>> + Send {
         panics::<Ready<_>>()
     }
 }
@@ -664,7 +664,7 @@ impl TokenStore for Forever {
         unreachable!("nobody has a lease")
     }
 
-    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+    async fn release(&self, _: &str, _: Lease, _: Pause) -> Result<(), BoxError> {
         unreachable!("nobody has a lease")
     }
 }
@@ -933,6 +933,34 @@ async fn who_may_not_ask_looks_for_what_another_process_brings() {
             handle.get().await.unwrap();
             assert!(handle.snapshot().token.unwrap().adopted);
         }
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
+/// As without a store, although only one of them asked.
+#[tokio::test(start_paused = true)]
+async fn all_processes_are_told_at_once_that_their_key_is_refused() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.script_token_answers([Answer::status(StatusCode::FORBIDDEN)]);
+        process(&world, &store, 0).handle().get().await.unwrap_err();
+        for second in 0..29 {
+            let started = Instant::now();
+            let handle = process(&world, &store, 1).handle();
+            for _ in 0..3 {
+                let error = handle.get().await.unwrap_err();
+                let AuthError::Refused { status, ref url, .. } = error else { panic!("{second}: {error:?}") };
+                assert_eq!((status, url.host()), (StatusCode::FORBIDDEN, Some("api.apsis.one")));
+                assert!(!error.is_retryable());
+                let left = error.retry_at().unwrap() - Instant::now().into_std();
+                assert!((29 - second..=30 - second).contains(&left.as_secs()), "{second}: {left:?}");
+            }
+            assert!(started.elapsed() < SECOND / 10, "{:?}", started.elapsed());
+            advance(SECOND.saturating_sub(started.elapsed())).await;
+        }
+        advance(SECOND).await;
+        process(&world, &store, 1).handle().get().await.unwrap();
         assert_eq!(world.token_requests(), 2);
     })
     .await;

@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
-use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, TokenStore};
+use apsis_auth::store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore};
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::time::{Instant, sleep};
 use tower::BoxError;
 
@@ -52,7 +53,7 @@ pub(crate) struct Account {
     pub(crate) entry: Option<(u64, Bytes, Instant)>,
     /// Owner, fence and end.
     lease: Option<(u64, u64, Instant)>,
-    paused_until: Option<Instant>,
+    paused_until: Option<(Instant, Option<StatusCode>)>,
     /// By fence, when each stops to count.
     attempts: Vec<(u64, Instant)>,
     /// What the clock that fences come from says at least.
@@ -164,7 +165,7 @@ impl TokenStore for Switch {
         self.store().publish(name, lease, sealed, lifetime).await
     }
 
-    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+    async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
         self.store().release(name, lease, pause).await
     }
 }
@@ -184,11 +185,12 @@ impl Account {
             return Leasing::Held { fence, left: end - now };
         }
         self.attempts.retain(|&(_, end)| end > now);
-        if let Some(end) = self.paused_until.filter(|&end| end > now) {
-            return Leasing::Paused(end - now);
+        if let Some((end, refused_with)) = self.paused_until.filter(|&(end, _)| end > now) {
+            return Leasing::Paused(Pause::new(end - now, refused_with));
         }
         if self.attempts.len() >= request.attempts_per_minute() as usize {
-            return Leasing::Paused(self.attempts.iter().map(|&(_, end)| end).min().unwrap() - now);
+            let end = self.attempts.iter().map(|&(_, end)| end).min().unwrap();
+            return Leasing::Paused(Pause::new(end - now, None));
         }
         self.fence = self.clock.max(self.fence + 1);
         let end = now + request.lasts();
@@ -240,11 +242,14 @@ impl TokenStore for Memory {
         .await
     }
 
-    async fn release(&self, name: &str, lease: Lease, pause: Duration) -> Result<(), BoxError> {
+    async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
         self.within(true, name, |account| {
             account.end(&lease);
             // A lease that was overtaken cuts no pause short.
-            account.paused_until = account.paused_until.max(Some(Instant::now() + pause));
+            let end = Instant::now() + pause.lasts();
+            if account.paused_until.is_none_or(|(before, _)| before < end) {
+                account.paused_until = Some((end, pause.refused_with()));
+            }
         })
         .await
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use apsis_auth::store::{self, LeaseRequest, TokenStore};
+use apsis_auth::store::{self, LeaseRequest, Pause, TokenStore};
 use bytes::Bytes;
 use tokio::time::{Instant, advance};
 
@@ -99,7 +99,7 @@ impl Both {
     async fn release(&mut self, fence: u8, pauses: bool) {
         self.did.push(format!("release {fence} {pauses}"));
         let pause = if pauses { PAUSE } else { Duration::ZERO };
-        self.memory.release(NAME, store::Lease::new(fence.into()), pause).await.unwrap();
+        self.memory.release(NAME, store::Lease::new(fence.into()), Pause::new(pause, None)).await.unwrap();
         self.model.release(fence, pauses, &self.rules);
         if pauses {
             self.pause_ends = Some(Instant::now() + PAUSE);

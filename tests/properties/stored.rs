@@ -9,7 +9,7 @@ use std::{
 
 use apsis_auth::{
     ApsisAuthLayer, ClientCredentials,
-    store::{Entry, Lease, LeaseRequest, Leasing, TokenStore},
+    store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore},
 };
 use arbitrary::Arbitrary;
 use bytes::Bytes;
@@ -147,7 +147,7 @@ impl TokenStore for Slot {
         Ok(())
     }
 
-    async fn release(&self, _: &str, _: Lease, _: Duration) -> Result<(), BoxError> {
+    async fn release(&self, _: &str, _: Lease, _: Pause) -> Result<(), BoxError> {
         Ok(())
     }
 }

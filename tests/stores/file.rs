@@ -17,7 +17,12 @@ use apsis_auth::{
     store::{LeaseRequest, Leasing, TokenStore},
 };
 
-use crate::contract::{self, granted, publish, request};
+use tokio::time::sleep;
+
+use crate::{
+    contract::{self, granted, publish, request},
+    redis::chain,
+};
 
 /// A folder of its own, removed again.
 pub(crate) struct Folder(PathBuf);
@@ -69,7 +74,7 @@ async fn the_folder_and_its_files_are_their_owners_alone() {
         let lease = granted(&store, "name", 1).await;
         publish(&store, "name", lease, b"one").await;
         assert_eq!(mode(folder.path()), 0o700);
-        assert_eq!(folder.files().len(), 2, "{:?}", folder.files());
+        assert_eq!(folder.files().len(), 3, "{:?}", folder.files());
         for file in folder.files() {
             assert_eq!(mode(&file), 0o600, "{}", file.display());
         }
@@ -90,6 +95,72 @@ async fn a_lease_that_is_dropped_is_free_at_once() {
     assert!(matches!(folder.store().lease("name", &request(2)).await.unwrap(), Leasing::Held { .. }));
     drop(lease);
     granted(&folder.store(), "name", 2).await;
+}
+
+/// Its process was stopped, or its runtime is not driven.
+#[tokio::test]
+async fn a_lease_that_is_over_keeps_nobody_though_its_holder_has_the_lock() {
+    let folder = Folder::new();
+    let store = folder.store();
+    let lasts = Duration::from_millis(200);
+    let Leasing::Granted(stale) = store.lease("name", &LeaseRequest::new(1, u64::MAX, lasts, 9)).await.unwrap() else {
+        panic!("no lease")
+    };
+    let Leasing::Held { fence, left } = store.lease("name", &request(2)).await.unwrap() else { panic!("it is free") };
+    assert_eq!(fence, stale.fence());
+    assert!(left <= lasts, "{left:?}");
+    sleep(lasts).await;
+    let second = granted(&store, "name", 2).await;
+    // It has no lock, and is a lease all the same, also when the lock is free.
+    let is_held = async || match store.lease("name", &request(3)).await.unwrap() {
+        Leasing::Held { fence, .. } => fence,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(is_held().await, second.fence());
+    publish(&store, "name", stale, b"stale").await;
+    assert_eq!(is_held().await, second.fence());
+    assert!(store.load("name").await.unwrap().is_none());
+    publish(&store, "name", second, b"second").await;
+    assert_eq!(store.load("name").await.unwrap().unwrap().sealed().as_ref(), b"second");
+    let third = granted(&store, "name", 3).await;
+    assert!(matches!(store.lease("name", &request(4)).await.unwrap(), Leasing::Held { .. }));
+    // And that one has it again.
+    drop(third);
+    granted(&store, "name", 4).await;
+}
+
+/// As one that is stopped just then.
+#[tokio::test]
+async fn a_file_that_somebody_is_changing_for_long_is_an_error_of_leases_and_not_of_looking() {
+    let folder = Folder::new();
+    let store = folder.store();
+    let lease = granted(&store, "name", 1).await;
+    publish(&store, "name", lease, b"one").await;
+    let lock = fs::File::open(folder.ending_in("lock")).unwrap();
+    lock.lock().unwrap();
+    let error = chain(&*store.lease("name", &request(1)).await.unwrap_err());
+    assert!(error.contains("timed out"), "{error}");
+    assert!(store.load("name").await.unwrap().is_some());
+    lock.unlock().unwrap();
+    granted(&store, "name", 1).await;
+}
+
+#[tokio::test]
+async fn who_allows_fewer_attempts_than_were_made_waits_until_there_is_room_for_his() {
+    let folder = Folder::new();
+    let store = folder.store();
+    for owner in 0..3 {
+        let lease = granted(&store, "name", owner).await;
+        publish(&store, "name", lease, b"one").await;
+        sleep(Duration::from_millis(300)).await;
+    }
+    let pause_of = async |per_minute| {
+        let request = LeaseRequest::new(9, u64::MAX, contract::LASTS, per_minute);
+        let Leasing::Paused(pause) = store.lease("name", &request).await.unwrap() else { panic!("{per_minute}") };
+        pause.lasts()
+    };
+    let (for_one, for_three) = (pause_of(1).await, pause_of(3).await);
+    assert!(for_one > for_three + Duration::from_millis(500), "{for_one:?} {for_three:?}");
 }
 
 #[tokio::test]
@@ -119,7 +190,11 @@ async fn moments_that_are_farther_off_than_any_can_be_pause_nobody() {
     let store = folder.store();
     drop(granted(&store, "name", 1).await);
     let far = u64::MAX / 2;
-    let text = format!("{{\"fence\":1,\"attempts\":[{far},{far},{far},{far}],\"paused_until\":{far},\"entry\":null}}");
+    let text = format!(
+        "{{\"fence\":1,\"lease\":{{\"owner\":1,\"fence\":1,\"granted\":1,\"ends\":{far},\"is_locked\":false}},\
+         \"attempts\":[[1,{far}],[2,{far}],[3,{far}],[4,{far}]],\"pause\":{{\"until\":{far},\"refused_with\":401}},\"entry\":null}}"
+    );
+    serde_json::from_str::<serde_json::Value>(&text).unwrap();
     fs::write(folder.ending_in("json"), text).unwrap();
     granted(&store, "name", 2).await;
 }
@@ -179,8 +254,8 @@ async fn a_folder_that_others_may_write_to_is_refused_and_so_is_what_is_no_file(
     publish(&store, "name", lease, b"one").await;
     for mode in [0o777, 0o720, 0o702] {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
-        let error = store.load("name").await.unwrap_err().to_string();
-        assert!(error.contains("chmod 700"), "{error}");
+        let error = chain(&*store.load("name").await.unwrap_err());
+        assert!(error.contains("chmod 700") && error.contains(folder.path().to_str().unwrap()), "{error}");
         store.lease("name", &request(1)).await.unwrap_err();
         store.lease("another-name", &request(1)).await.unwrap_err();
     }

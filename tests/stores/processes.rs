@@ -349,12 +349,11 @@ async fn when_a_process_is_killed_while_it_asks_another_one_asks_once_its_lease_
     assert!(killed.elapsed() < LEASE_LASTS * 2, "{:?}", killed.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token() {
-    let (apsis, redis) = (Emulator::new(), Server::start());
-    let (server, url) = (apsis.serve().await.unwrap(), redis.url());
+async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token(store: &str) {
+    let apsis = Emulator::new();
+    let server = apsis.serve().await.unwrap();
     apsis.set_token_delay(Duration::from_secs(1));
-    let (holder, others) = one_asks_and_three_wait(&apsis, &server, &url).await;
+    let (holder, others) = one_asks_and_three_wait(&apsis, &server, store).await;
     holder.signal("-STOP");
     // Its answer is on the way, and what it brings is dead.
     sleep(Duration::from_millis(1500)).await;
@@ -374,7 +373,19 @@ async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token
     assert_eq!((outcome.as_str(), adopted), ("200", true));
     drop(holder);
 
-    let late = vec![Worker::start(&apsis, &server, &url)];
+    let late = vec![Worker::start(&apsis, &server, store)];
     assert_eq!(round(late).await.1, 1);
     assert_eq!(apsis.counters().token_requests, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token_in_redis() {
+    let redis = Server::start();
+    a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token_in_a_folder() {
+    let folder = Folder::new();
+    a_process_that_sleeps_past_its_lease_does_not_overwrite_the_newer_token(folder.path().to_str().unwrap()).await;
 }

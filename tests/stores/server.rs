@@ -87,7 +87,7 @@ impl Server {
         figures.find(|(found, _)| *found == name).unwrap().1.parse().unwrap()
     }
 
-    fn info(&self, section: &str) -> String {
+    pub(crate) fn info(&self, section: &str) -> String {
         redis::from_redis_value(self.ask(&["INFO", section])).unwrap()
     }
 
