@@ -218,6 +218,7 @@ impl TokenCache {
         }
         if let Want::Newer(_, kind) = want
             && let Some(until) = state.ladders.of(kind).cooling_at(now)
+            && !self.may_look(&mut state, now)
         {
             return Err(AuthError::CoolingDown { retry_at: RetryAt(until) });
         }
@@ -236,6 +237,11 @@ impl TokenCache {
             Want::Forced => Reason::Forced,
         };
         Ok(Found::Flight(self.fly(state, &runtime, reason)))
+    }
+
+    /// Whether it is time to look for what another process may have, though this one makes no attempt for now.
+    fn may_look(&self, state: &mut State, now: Instant) -> bool {
+        self.fleet.is_some() && state.may_look(now, LOOK_IN_STORE_EVERY)
     }
 
     /// Without room for an attempt there is no flight, unless another process may bring the token.
@@ -304,6 +310,12 @@ impl TokenCache {
         self.lock().grounded(Instant::now()).map(|grounding| grounding.lasts)
     }
 
+    /// Until when a rejection starts no attempt of this process.
+    pub(crate) fn cooling_until(&self, reason: Reason) -> Option<Instant> {
+        let Reason::Rejected(kind) = reason else { return None };
+        self.lock().ladders.of(kind).cooling_at(Instant::now())
+    }
+
     /// When there is room for another attempt.
     pub(crate) fn room_at(&self) -> Option<Instant> {
         self.lock().budget.free_at(Instant::now())
@@ -329,6 +341,7 @@ impl TokenCache {
                 Ok(token)
             }
             Err(FlightError::Interrupted) => Err(AuthError::Interrupted),
+            Err(FlightError::Cooling(until)) => Err(AuthError::CoolingDown { retry_at: RetryAt(until) }),
             Err(FlightError::NoRoom(room_at)) => {
                 let error = AuthError::OutOfBudget { retry_at: RetryAt(room_at) };
                 self.ground_in_fleet(state, error, room_at, now)

@@ -304,7 +304,14 @@ impl Turn {
 
     /// Gives the others the token, or leave to ask themselves: after a pause, if the failure may be the whole account's. They hear
     /// of it even if the flight is dropped meanwhile: whoever holds a lease and is gone keeps them waiting for its end.
-    pub(crate) async fn end(&self, lease: Lease, result: &mut Result<IssuedToken, FlightError>, clock: &Clock) {
+    pub(crate) async fn end(&self, lease: Option<Lease>, result: &mut Result<IssuedToken, FlightError>, clock: &Clock) {
+        let Some(lease) = lease else {
+            // What was adopted before is older, and still done with.
+            if let (Ok(token), Some(own)) = (result, &self.own) {
+                token.fence = own.fence();
+            }
+            return;
+        };
         let (fleet, fence) = (Arc::clone(&self.fleet), lease.fence());
         let telling = match result {
             Ok(token) => {
@@ -335,7 +342,7 @@ impl Turn {
     fn open(&mut self, entry: &Entry, asked: Moment, clock: &Clock) -> Option<IssuedToken> {
         let fence = entry.fence();
         self.newer_than = fence;
-        if self.own.as_ref().is_some_and(|own| own.is_of(fence)) {
+        if self.own.as_ref().is_some_and(|own| own.fence() == Some(fence)) {
             return None;
         }
         let Some(opened) = self.fleet.seal.open(entry.sealed(), fence) else {

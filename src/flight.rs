@@ -43,6 +43,8 @@ pub(crate) enum FlightError {
     Failed(Failure),
     /// There is no room for an attempt before then.
     NoRoom(Instant),
+    /// Renewals of late did not help, so a rejection starts no attempt before then.
+    Cooling(Instant),
     /// No process of the fleet makes one before then; the status, if one of them was refused.
     Paused(Instant, Option<StatusCode>),
 }
@@ -122,15 +124,19 @@ impl Flight {
         limits: &Limits,
     ) -> Result<IssuedToken, FlightError> {
         let is_forced = self.reason == Reason::Forced;
-        let (room_at, grounded_until, slack) = {
+        let (room_at, grounded_until, cooling_until, slack) = {
             let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
-            (cache.room_at(), cache.grounded_until(), cache.fleets_operation())
+            (cache.room_at(), cache.grounded_until(), cache.cooling_until(self.reason), cache.fleets_operation())
         };
         // This was a look, and there was nothing.
+        if let Some(until) = cooling_until {
+            return Err(FlightError::Cooling(until));
+        }
         if let Some(until) = grounded_until.filter(|_| !is_forced) {
             return Err(FlightError::Paused(until, None));
         }
-        // Without room for an attempt of its own it takes no lease from those who have it.
+        // Without room for an attempt of its own it takes no lease from those who have it. Who forces an attempt waits for it here; the
+        // others land, and whoever can wait comes back.
         match room_at {
             Some(room_at) if is_forced && self.is_worth_waiting_for(room_at, limits) => sleep_until(room_at).await,
             Some(room_at) => return Err(FlightError::NoRoom(room_at)),
@@ -140,7 +146,9 @@ impl Flight {
             match timeout_at(self.lands_by, turn.permit(clock)).await {
                 Ok(Permit::Adopt(token)) => return Ok(token),
                 Ok(Permit::Ask(lease)) => break lease,
-                Ok(Permit::Wait(until, None)) if self.is_worth_waiting_for(until, limits) => sleep_until(until).await,
+                Ok(Permit::Wait(until, None)) if is_forced && self.is_worth_waiting_for(until, limits) => {
+                    sleep_until(until).await;
+                }
                 Ok(Permit::Wait(until, refused_with)) => return Err(FlightError::Paused(until, refused_with)),
                 Err(_) => return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere))),
             }
@@ -152,9 +160,7 @@ impl Flight {
             return Err(FlightError::Failed(Failure::transient(Fault::AskedElsewhere)));
         }
         let mut result = self.attempt(source, clock, limits, end_by).await;
-        if let Some(lease) = held.lease.take() {
-            turn.end(lease, &mut result, clock).await;
-        }
+        turn.end(held.lease.take(), &mut result, clock).await;
         result
     }
 

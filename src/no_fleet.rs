@@ -48,7 +48,7 @@ impl Turn {
         match *self {}
     }
 
-    pub(crate) async fn end(&self, _: Lease, _: &mut Result<IssuedToken, FlightError>, _: &Clock) {
+    pub(crate) async fn end(&self, _: Option<Lease>, _: &mut Result<IssuedToken, FlightError>, _: &Clock) {
         match *self {}
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct State {
     failures: Failures,
     pub(crate) budget: Budget,
     pub(crate) ladders: Ladders,
+    /// Not before then is the fleet's store looked into again while a ladder cools.
+    next_look: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -60,6 +62,7 @@ impl State {
             failures: Failures::default(),
             budget: Budget::new(budget),
             ladders: Ladders::default(),
+            next_look: None,
         }
     }
 
@@ -88,6 +91,15 @@ impl State {
     /// The grounding, while it lasts.
     pub(crate) fn grounded(&self, now: Instant) -> Option<&Grounding> {
         self.grounded.as_ref().filter(|grounding| now < grounding.lasts)
+    }
+
+    /// Once in that time.
+    pub(crate) fn may_look(&mut self, now: Instant, every: Duration) -> bool {
+        let may = self.next_look.is_none_or(|at| now >= at);
+        if may {
+            self.next_look = Some(now + every);
+        }
+        may
     }
 
     pub(crate) fn forget_failures(&mut self) {

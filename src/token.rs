@@ -46,7 +46,7 @@ pub(crate) struct IssuedToken {
     /// What of the lifetime was over already, since another process of the fleet had asked for it before.
     pub(crate) age: Duration,
     pub(crate) is_adopted: bool,
-    /// Of the entry of the fleet's store that it came from or went to.
+    /// Of the entry of the fleet's store that it came from or went to; or else of the last one that its process took.
     #[cfg(feature = "store")]
     pub(crate) fence: Option<u64>,
 }
@@ -125,10 +125,9 @@ impl Token {
         self.age_when_taken.saturating_add(self.age(now))
     }
 
-    /// Whether it is that of this entry of the fleet's store.
     #[cfg(feature = "store")]
-    pub(crate) fn is_of(&self, fence: u64) -> bool {
-        self.fence == Some(fence)
+    pub(crate) fn fence(&self) -> Option<u64> {
+        self.fence
     }
 
     /// Whether another process of the fleet asked for it.

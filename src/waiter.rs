@@ -90,6 +90,8 @@ impl TokenCache {
                             match outcome.unwrap_or(Err(AuthError::Interrupted)) {
                                 // No attempt was made: whether that is worth waiting for is decided by the look at what there is.
                                 Err(AuthError::OutOfBudget { .. } | AuthError::Paused { .. }) if !want.is_forced() => {}
+                                // It was started by a rejection, and only to look.
+                                Err(AuthError::CoolingDown { .. }) if !matches!(want, Want::Newer(..)) => {}
                                 outcome => return want.accept(outcome?),
                             }
                         }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use apsis_auth::{
-    ApsisAuth, ApsisAuthLayer, AuthError, ClientCredentials,
-    emulator::{Answer, Emulator},
+    ApsisAuth, ApsisAuthLayer, AuthError, AuthOutcome, ClientCredentials,
+    emulator::{Answer, Dialect, Emulator},
     store::{Entry, Lease, LeaseRequest, Leasing, Pause, TokenStore},
 };
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use crate::{
     many_callers::Attempts,
     memory::{Account, Condition, Memory, Switch},
     secrets::Journal,
-    support::{BASE, World, all, keyspaces, limited, once, send},
+    support::{BASE, World, all, get, keyspaces, limited, once, send},
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -900,6 +900,46 @@ async fn alone_each_process_keeps_its_own_budget() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_forced_renewal_waits_for_room_and_for_a_pause_if_that_is_not_too_long() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_token_limit(1_000);
+        let [handle, other] = [0, 1].map(|number| process(&world, &store, number).handle());
+        for _ in 0..4 {
+            handle.renew().await.unwrap();
+        }
+        let (started, error) = (Instant::now(), handle.renew().await.unwrap_err());
+        assert!(matches!(error, AuthError::OutOfBudget { .. }), "{error:?}");
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        sleep(36 * SECOND).await;
+        let started = Instant::now();
+        handle.renew().await.unwrap();
+        assert_eq!(started.elapsed(), 24 * SECOND);
+
+        // Another one failed, and nobody asks for some seconds.
+        sleep(2 * MINUTE).await;
+        world.apsis.script_token_answers([Answer::status(StatusCode::SERVICE_UNAVAILABLE)]);
+        let failing = tokio::spawn({
+            let other = other.clone();
+            async move { other.renew().await }
+        });
+        sleep(SECOND / 10).await;
+        let started = Instant::now();
+        handle.renew().await.unwrap();
+        assert!((SECOND..10 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+        failing.await.unwrap().unwrap();
+
+        sleep(2 * MINUTE).await;
+        world.apsis.script_token_answers([Answer::too_many_requests().header("retry-after", "60")]);
+        other.renew().await.unwrap_err();
+        let (started, error) = (Instant::now(), handle.renew().await.unwrap_err());
+        assert!(matches!(error, AuthError::Paused { .. }), "{error:?}");
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_endpoint_that_is_down_for_seconds_fails_no_request_of_a_cold_fleet() {
     limited(async {
         let (world, store) = (World::new(), Memory::default());
@@ -1184,6 +1224,25 @@ async fn who_asked_alone_adopts_no_older_token_when_its_own_is_revoked() {
     .await;
 }
 
+/// Its own, from before it asked alone. By a wall clock that jumped, what it has now seems older.
+#[tokio::test(start_paused = true)]
+async fn who_asked_alone_does_not_go_back_to_what_it_had_before() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let handle = process(&world, &store, 0).handle();
+        handle.get().await.unwrap();
+        advance(HOUR).await;
+        store.set(Condition::Down);
+        handle.renew().await.unwrap();
+        store.set(Condition::Well);
+        world.wall.jump(86_400);
+        advance(10 * SECOND).await;
+        handle.get().await.unwrap();
+        assert_eq!((world.token_requests(), handle.snapshot().token.unwrap().adopted), (3, false));
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stored_token_that_was_revoked_as_well_is_renewed_by_the_next_request() {
     limited(async {
@@ -1199,6 +1258,60 @@ async fn a_stored_token_that_was_revoked_as_well_is_renewed_by_the_next_request(
         assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
         assert_eq!(send(&fleet[1], keyspaces()).await.unwrap().status(), StatusCode::OK);
         assert_eq!(world.token_requests(), 3);
+    })
+    .await;
+}
+
+/// A look costs no token request, so no ladder stands before it.
+#[tokio::test(start_paused = true)]
+async fn while_a_ladder_cools_what_another_process_brought_is_looked_for_every_five_seconds() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_dialect(Dialect::Gateway);
+        let layers = [0, 1].map(|number| process(&world, &store, number));
+        let [other, client] = layers.each_ref().map(|layer| layer.layer(world.apsis.clone()));
+        send(&other, keyspaces()).await.unwrap();
+        world.apsis.refuse_route("/audience/forbidden");
+        // A right is missing: the ladder is climbed to a long pause.
+        for _ in 0..3 {
+            send(&client, get("/audience/forbidden")).await.unwrap();
+            advance(5 * MINUTE).await;
+        }
+        send(&client, get("/audience/forbidden")).await.unwrap();
+        let (requests, started) = (world.token_requests(), Instant::now());
+        let before = store.operations();
+        for _ in 0..120 {
+            let answer = send(&client, get("/audience/forbidden")).await.unwrap();
+            let said = answer.extensions().get();
+            assert!(matches!(said, Some(AuthOutcome::NotRenewed(AuthError::CoolingDown { .. }))), "{said:?}");
+            sleep(SECOND / 2).await;
+        }
+        let looks = store.operations() - before;
+        assert!((10..=13).contains(&looks), "{looks} looks in {:?}", started.elapsed());
+        assert_eq!(world.token_requests(), requests);
+
+        // Who wants a token for another reason is not told of the ladder.
+        sleep(5 * SECOND).await;
+        store.set(Condition::Silent);
+        let looking = tokio::spawn({
+            let client = client.clone();
+            async move { send(&client, get("/audience/forbidden")).await.unwrap() }
+        });
+        sleep(SECOND / 2).await;
+        layers[1].handle().renew().await.unwrap();
+        assert_eq!(looking.await.unwrap().status(), StatusCode::FORBIDDEN);
+        store.set(Condition::Well);
+        let requests = requests + 1;
+
+        // The token dies, and another process is quicker.
+        world.apsis.revoke_tokens();
+        sleep(SECOND).await;
+        layers[0].handle().renew().await.unwrap();
+        sleep(5 * SECOND).await;
+        let answer = send(&client, keyspaces()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(matches!(answer.extensions().get(), Some(AuthOutcome::Replayed)));
+        assert_eq!(world.token_requests(), requests + 1);
     })
     .await;
 }

@@ -49,7 +49,6 @@ pub(crate) enum Condition {
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) fence: u64,
-    /// Its fence, what is sealed, and when its lease was granted.
     pub(crate) entry: Option<(u64, Bytes, Instant)>,
     /// Owner, fence and end.
     lease: Option<(u64, u64, Instant)>,
@@ -59,7 +58,9 @@ pub(crate) struct Account {
     /// What the clock that fences come from says at least.
     clock: u64,
     /// When each lease was granted. Fences come from a clock, so this is known although the memory is lost.
-    granted: HashMap<u64, Instant>,
+    granted: HashMap<u64, (Instant, Duration)>,
+    /// What its clock went on by while tokio's stood still.
+    slept: Duration,
 }
 
 impl Memory {
@@ -71,8 +72,14 @@ impl Memory {
     pub(crate) fn empty(&self) {
         self.change(|account| {
             let clock = account.clock.max(account.fence + 1);
-            *account = Account { clock, granted: take(&mut account.granted), ..Account::default() };
+            *account =
+                Account { clock, granted: take(&mut account.granted), slept: account.slept, ..Account::default() };
         });
+    }
+
+    /// Everything sleeps, and the clocks of the world go on.
+    pub(crate) fn sleep(&self, time: Duration) {
+        self.change(|account| account.slept += time);
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -172,8 +179,9 @@ impl TokenStore for Switch {
 
 impl Account {
     fn newest(&self) -> Option<Entry> {
-        let (fence, sealed, granted) = self.entry.clone()?;
-        Some(Entry::new(fence, sealed, granted.elapsed()))
+        let (fence, sealed, published) = self.entry.clone()?;
+        let (granted, slept) = self.granted.get(&fence).copied().unwrap_or((published, self.slept));
+        Some(Entry::new(fence, sealed, granted.elapsed() + self.slept.saturating_sub(slept)))
     }
 
     fn lease(&mut self, request: &LeaseRequest) -> Leasing {
@@ -196,7 +204,7 @@ impl Account {
         let end = now + request.lasts();
         self.lease = Some((request.owner(), self.fence, end));
         self.attempts.push((self.fence, end + MINUTE));
-        self.granted.insert(self.fence, now);
+        self.granted.insert(self.fence, (now, self.slept));
         Leasing::Granted(Lease::new(self.fence))
     }
 
@@ -235,8 +243,7 @@ impl TokenStore for Memory {
             let is_stored = account.entry.as_ref().is_some_and(|&(fence, ..)| fence == lease.fence());
             if account.fence <= lease.fence() && !is_stored {
                 account.fence = lease.fence();
-                let granted = account.granted.get(&lease.fence()).copied().unwrap_or_else(Instant::now);
-                account.entry = Some((lease.fence(), sealed, granted));
+                account.entry = Some((lease.fence(), sealed, Instant::now()));
             }
         })
         .await

@@ -230,7 +230,13 @@ impl Life {
                 self.scene.was_interrupted.store(true, Ordering::Relaxed);
                 self.scene.probe.panic_once();
             }
-            Blow::WallJumps(by) | Blow::MachineSleeps(by) => self.scene.wall.jump(by),
+            Blow::WallJumps(by) => self.scene.wall.jump(by),
+            Blow::MachineSleeps(by) => {
+                self.scene.wall.jump(by);
+                if let Some(store) = self.scene.fleet.store() {
+                    store.sleep(Duration::from_secs(by.unsigned_abs()));
+                }
+            }
             Blow::ApiMisbehaves(of_hundred, lasts) => self.scene.probe.misbehave(of_hundred, lasts),
             Blow::RuntimeDies | Blow::Apsis(_) => {}
         }
