@@ -168,7 +168,10 @@ impl Fleet {
     }
 
     fn request(&self, newer_than: u64) -> LeaseRequest {
-        LeaseRequest::new(self.owner, newer_than, self.lease_lasts, self.attempts_per_minute)
+        LeaseRequest::new(self.owner)
+            .with_newer_than(newer_than)
+            .with_lasts(self.lease_lasts)
+            .with_attempts_per_minute(self.attempts_per_minute)
     }
 
     /// Whether the holder of this lease is waited for no longer: it neither came back nor died. A lease that may last is not lost,

@@ -274,10 +274,28 @@ pub struct LeaseRequest {
 }
 
 impl LeaseRequest {
-    /// A request, for the tests of a store.
+    /// A request by this owner, for the tests of a store: for what is newer than 0, 17 s, and 4 attempts in a minute.
     #[must_use]
-    pub fn new(owner: u64, newer_than: u64, lasts: Duration, attempts_per_minute: u32) -> Self {
-        Self { owner, newer_than, lasts, attempts_per_minute }
+    pub fn new(owner: u64) -> Self {
+        Self { owner, newer_than: 0, lasts: Duration::from_secs(17), attempts_per_minute: 4 }
+    }
+
+    /// The same for an entry that is newer than another one.
+    #[must_use]
+    pub fn with_newer_than(self, newer_than: u64) -> Self {
+        Self { newer_than, ..self }
+    }
+
+    /// The same for a lease that lasts so long.
+    #[must_use]
+    pub fn with_lasts(self, lasts: Duration) -> Self {
+        Self { lasts, ..self }
+    }
+
+    /// The same where the fleet may make so many attempts in any minute.
+    #[must_use]
+    pub fn with_attempts_per_minute(self, attempts_per_minute: u32) -> Self {
+        Self { attempts_per_minute, ..self }
     }
 
     /// Drawn at random by each layer. Whoever did not hear that he was granted a lease gets another one in its place.

@@ -69,7 +69,10 @@ impl Both {
 
     async fn lease(&mut self, owner: u8, newer_than: u8) {
         self.did.push(format!("lease {owner} {newer_than}"));
-        let request = LeaseRequest::new(owner.into(), newer_than.into(), LASTS, PER_MINUTE.into());
+        let request = LeaseRequest::new(owner.into())
+            .with_newer_than(newer_than.into())
+            .with_lasts(LASTS)
+            .with_attempts_per_minute(PER_MINUTE.into());
         let leasing = match self.memory.lease(NAME, &request).await.unwrap() {
             store::Leasing::Granted(lease) => Leasing::Granted(small(lease.fence())),
             store::Leasing::Newer(entry) => Leasing::Newer(read(&entry)),

@@ -31,7 +31,7 @@ pub(crate) async fn is_kept_by<S: TokenStore>(store: &S) {
 
 /// A process's request for a lease, whatever is stored.
 pub(crate) fn request(owner: u64) -> LeaseRequest {
-    LeaseRequest::new(owner, u64::MAX, LASTS, PER_MINUTE)
+    LeaseRequest::new(owner).with_newer_than(u64::MAX).with_lasts(LASTS).with_attempts_per_minute(PER_MINUTE)
 }
 
 pub(crate) async fn granted<S: TokenStore>(store: &S, name: &str, owner: u64) -> Lease {
@@ -91,7 +91,15 @@ async fn a_newer_entry_comes_before_a_lease<S: TokenStore>(store: &S) {
     let lease = granted(store, name, 1).await;
     let fence = lease.fence();
     publish(store, name, lease, b"one").await;
-    let newer_than = async |fence| store.lease(name, &LeaseRequest::new(2, fence, LASTS, PER_MINUTE)).await.unwrap();
+    let newer_than = async |fence| {
+        store
+            .lease(
+                name,
+                &LeaseRequest::new(2).with_newer_than(fence).with_lasts(LASTS).with_attempts_per_minute(PER_MINUTE),
+            )
+            .await
+            .unwrap()
+    };
     for older in [0, fence - 1] {
         let Leasing::Newer(entry) = newer_than(older).await else { panic!("{older}") };
         assert_eq!((entry.fence(), entry.sealed().as_ref()), (fence, &b"one"[..]));
@@ -125,7 +133,8 @@ async fn attempts_of_the_last_minute_count<S: TokenStore>(store: &S) {
     let left = paused(store, name, 9).await.lasts();
     assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(30), "{left:?}");
     // Who allows more is allowed more.
-    let more = LeaseRequest::new(9, u64::MAX, LASTS, PER_MINUTE + 1);
+    let more =
+        LeaseRequest::new(9).with_newer_than(u64::MAX).with_lasts(LASTS).with_attempts_per_minute(PER_MINUTE + 1);
     assert!(matches!(store.lease(name, &more).await.unwrap(), Leasing::Granted(_)));
 }
 

@@ -103,7 +103,11 @@ async fn a_lease_that_is_over_keeps_nobody_though_its_holder_has_the_lock() {
     let folder = Folder::new();
     let store = folder.store();
     let lasts = Duration::from_millis(200);
-    let Leasing::Granted(stale) = store.lease("name", &LeaseRequest::new(1, u64::MAX, lasts, 9)).await.unwrap() else {
+    let Leasing::Granted(stale) = store
+        .lease("name", &LeaseRequest::new(1).with_newer_than(u64::MAX).with_lasts(lasts).with_attempts_per_minute(9))
+        .await
+        .unwrap()
+    else {
         panic!("no lease")
     };
     let Leasing::Held { fence, left } = store.lease("name", &request(2)).await.unwrap() else { panic!("it is free") };
@@ -155,7 +159,10 @@ async fn who_allows_fewer_attempts_than_were_made_waits_until_there_is_room_for_
         sleep(Duration::from_millis(300)).await;
     }
     let pause_of = async |per_minute| {
-        let request = LeaseRequest::new(9, u64::MAX, contract::LASTS, per_minute);
+        let request = LeaseRequest::new(9)
+            .with_newer_than(u64::MAX)
+            .with_lasts(contract::LASTS)
+            .with_attempts_per_minute(per_minute);
         let Leasing::Paused(pause) = store.lease("name", &request).await.unwrap() else { panic!("{per_minute}") };
         pause.lasts()
     };
@@ -236,7 +243,10 @@ static LONG: &[u8] = &[b'b'; 20_000];
 
 async fn write_many_times(store: &FileStore) {
     for number in 0..200 {
-        let request = LeaseRequest::new(1, u64::MAX, Duration::from_secs(1), 1_000);
+        let request = LeaseRequest::new(1)
+            .with_newer_than(u64::MAX)
+            .with_lasts(Duration::from_secs(1))
+            .with_attempts_per_minute(1_000);
         let Leasing::Granted(lease) = store.lease("name", &request).await.unwrap() else { panic!("{number}") };
         let sealed: &'static [u8] = if number % 2 == 0 { LONG } else { b"short" };
         publish(store, "name", lease, sealed).await;

@@ -82,7 +82,12 @@ async fn of_many_that_want_a_lease_at_once_one_gets_it() {
 async fn a_lease_that_is_not_given_back_ends_by_itself() {
     let server = Server::start();
     let store = server.store();
-    let short = |owner| LeaseRequest::new(owner, u64::MAX, Duration::from_millis(200), 4);
+    let short = |owner| {
+        LeaseRequest::new(owner)
+            .with_newer_than(u64::MAX)
+            .with_lasts(Duration::from_millis(200))
+            .with_attempts_per_minute(4)
+    };
     let Leasing::Granted(first) = store.lease("name", &short(1)).await.unwrap() else { panic!() };
     let Leasing::Held { left, .. } = store.lease("name", &short(2)).await.unwrap() else { panic!() };
     assert!(left <= Duration::from_millis(200), "{left:?}");
@@ -138,7 +143,8 @@ async fn who_allows_fewer_attempts_than_were_made_waits_until_there_is_room_for_
         server.ask(&["ZADD", "apsis-auth:{name}:attempts", &end, &seconds.to_string()]);
     }
     for (per_minute, free) in [(4, 10), (3, 20), (1, 40), (0, 60)] {
-        let request = LeaseRequest::new(1, u64::MAX, LASTS, per_minute);
+        let request =
+            LeaseRequest::new(1).with_newer_than(u64::MAX).with_lasts(LASTS).with_attempts_per_minute(per_minute);
         let Leasing::Paused(pause) = store.lease("name", &request).await.unwrap() else { panic!() };
         let left = pause.lasts();
         let free = Duration::from_secs(free);
@@ -150,7 +156,10 @@ async fn who_allows_fewer_attempts_than_were_made_waits_until_there_is_room_for_
 async fn the_longer_of_two_pauses_holds_whoever_says_it() {
     let server = Server::start();
     let store = server.store();
-    let short = LeaseRequest::new(1, u64::MAX, Duration::from_millis(50), 4);
+    let short = LeaseRequest::new(1)
+        .with_newer_than(u64::MAX)
+        .with_lasts(Duration::from_millis(50))
+        .with_attempts_per_minute(4);
     let Leasing::Granted(late) = store.lease("name", &short).await.unwrap() else { panic!() };
     sleep(Duration::from_millis(60)).await;
     let second = granted(&store, "name", 2).await;
