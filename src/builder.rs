@@ -207,8 +207,9 @@ impl ApsisAuthBuilder {
     /// together make no more, and each makes no more when it is alone.
     ///
     /// A store that fails, or takes longer than a second, fails no request: the process goes on alone, and says so once. If the
-    /// process that asks dies, the others wait for the end of its lease, [`attempt_timeout`](Self::attempt_timeout) and 2 s, so
-    /// [`max_wait`](Self::max_wait) should be longer. What is stored is sealed under the client secret; see the
+    /// process that asks dies, the others wait for the end of its lease, [`attempt_timeout`](Self::attempt_timeout) and 2 s. So
+    /// [`flight_timeout`](Self::flight_timeout) and [`max_wait`](Self::max_wait) should be 5 s longer than that, as they are by default,
+    /// and an attempt no longer than 298 s: a lease lasts 5 min at most. What is stored is sealed under the client secret; see the
     /// [module](crate::store).
     ///
     /// Default: none.

@@ -1,6 +1,6 @@
 //! The token of one account: read without a lock, renewed by one flight at a time, grounded after failures.
 //!
-//! This is the only file of the core that locks. The lock is held for bookkeeping alone: nothing waits under it, and nothing foreign
+//! Here is the lock of the core. It is held for bookkeeping alone: nothing waits under it, and nothing foreign
 //! is called, be it a transport, a clock or a subscriber of traces, each of which may come back to this cache.
 
 use std::{

@@ -99,7 +99,8 @@ pub struct Snapshot {
     pub token: Option<TokenState>,
     /// Whether a token request is under way.
     pub in_flight: bool,
-    /// Set while no token request is made, after a failure.
+    /// Set while no token request is made: after a failure, or because there is no room for one, in the budget of this process or of its
+    /// fleet.
     pub grounded: Option<Grounded>,
     /// How many token requests the budget of this minute still has room for.
     pub attempts_left: u32,

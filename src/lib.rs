@@ -82,7 +82,7 @@
 //! | grounded after a transient failure | 5 s, doubling to 60 s; `Retry-After` if longer, at most 15 min; until there is room in the budget |
 //! | grounded after 429 | `Retry-After` (at most 15 min) and up to a tenth; without it 60 s and a draw from 60 s, doubling, at most 1 h |
 //! | grounded after a refusal | 30 s, doubling to 15 min |
-//! | with a token store | an operation 1 s, a lease one attempt and 2 s; a look about every 100 ms while another process asks, and every 5 s while grounded |
+//! | with a token store | an operation 1 s, a lease one attempt and 2 s; a look about every 100 ms while another process asks, and every 5 s while grounded; after a refusal all pause 30 s, doubling to 4 min |
 //! | renewals that did not help | 401: 15, 30, 60, 60 … s; 403: 1, 2, 4, 8, 15, 15 … min |
 //!
 //! A request waits through a grounding that ends within its longest wait, unless the credentials were refused. Otherwise
@@ -189,7 +189,7 @@
 //! | `replay_body.rs` | [`ReplayBody`] and [`Once`]: bodies that stream |
 //! | `rejection.rs` | is this response the token's fault? |
 //! | `origin.rs` | [`BaseUrl`], and which requests are in scope |
-//! | `cache.rs` | the current token, and who starts a flight; the only file of the core that locks |
+//! | `cache.rs` | the current token, and who starts a flight, under the lock of the core |
 //! | `waiter.rs` | who waits for what, and for how long |
 //! | `state.rs` | what the cache keeps under its lock: the flight under way, the grounding |
 //! | `flight.rs` | the attempts of a flight and its landing |

@@ -69,7 +69,8 @@ const LONGEST_KEPT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// and grants another one, or of the last entry. A restart without persistence, a flush and an eviction cost the same.
 /// What comes after is newer than what was before: a fence is at least the server's time.
 ///
-/// An ACL user needs this and no more:
+/// An ACL user needs this and no more, at the prompt of `redis-cli` (a shell would take the `>` for its own) and with a password of
+/// yours; its URL is `rediss://apsis-auth:password@host`:
 ///
 /// ```text
 #[doc = include_str!("redis_store.acl")]
@@ -104,9 +105,10 @@ impl RedisStore {
     /// | `rediss://host:6379` | with TLS, by the platform's root certificates |
     /// | `rediss://user:password@host` | as this user; `:password@` as the default one |
     /// | `rediss://host/1` | another database |
+    /// | `valkey://…`, `valkeys://…` | the same as `redis` and `rediss` |
     /// | `unix:///run/redis.sock?user=…&pass=…&db=1` | a socket of this machine |
     ///
-    /// In a user and a password, what has a meaning in URLs is percent-encoded.
+    /// In a user and a password, what has a meaning in URLs is percent-encoded: `/` is `%2F`. Nothing is connected to yet.
     ///
     /// # Errors
     ///
@@ -115,7 +117,8 @@ impl RedisStore {
         Self::with(url, RootCertStore::empty())
     }
 
-    /// The same with TLS, by these certificates (PEM, one or more) beside the platform's.
+    /// The same with TLS, by these certificates (PEM, one or more) beside the platform's: of authorities, or the server's own if
+    /// that is not one of an authority (`CA:FALSE`).
     ///
     /// # Errors
     ///

@@ -17,33 +17,45 @@
 //!
 //! It looks into the store, and adopts a token that is newer than the one it is to replace. If there is none, it wants the
 //! **lease**: whoever gets it asks APSIS One, and **publishes** the answer; the others look again about every 100 ms. A lease
-//! lasts as long as an attempt may take, and 2 s more: if its holder dies, another one has it then. Each lease has a **fence**, a
-//! number higher than any before; whoever publishes under an older one comes too late and is not heard.
+//! lasts as long as an attempt may take, and 2 s more, at most 5 min: if its holder dies, another one has it then. Each lease has a
+//! **fence**, a number higher than any before; whoever publishes under an older one comes too late and is not heard.
 //!
-//! Attempts count in the store, so that the budget of token requests is the fleet's; each process counts its own as well. What
-//! an account as a whole was told, to wait or that its key is refused, all of them wait for.
+//! Attempts count in the store, so that the budget of token requests is the fleet's; each process counts its own as well. If the
+//! account is told to wait, all its processes wait. If its key is refused, all of them fail their requests at once and say why, and
+//! one asks again after 30 s, a minute, two, and then every four. A process that may not ask for now still looks into the store every
+//! 5 s, as long as requests come.
 //!
-//! An operation that fails, or takes longer than a second, lets the process go on alone: it asks by itself, within its own budget. That
-//! is said once, as a warning, and once more when the store is back. A store's failure is no request's, as long as a request may wait a
-//! few seconds more for its token, and a request with a good token at hand never goes to the store. A store that is replaced by an
-//! empty one costs at most one more token request. Processes that are alone do not keep to one budget together: while the store is
-//! down, each has its own.
+//! # When the store fails
+//!
+//! An operation that fails or takes too long, a second or an eighth of a flight, lets the process go on alone: it asks by itself,
+//! within its own budget. That is said once, as a warning, and once more by the first flight that finds the store well again. A store's
+//! failure is no request's, as long as a request may wait a few seconds more for its token, and a request with a good token at hand
+//! never goes to the store. A store that is replaced by an empty one costs at most one more token request. Processes that are alone
+//! do not keep to one budget together: while the store is down, each has its own.
+//!
+//! Whoever waits for the lease of a process that died waits for its end: 17 s by default. Where a request may not wait that long,
+//! it fails, and a later one is served.
 //!
 //! A process may adopt a token that died since it was stored. Its request is then sent twice and rejected twice, which the caller
 //! sees; the next one is given a new token.
 //!
+//! # Whether it works
+//!
+//! The event `new access token` has the field `adopted`, and so has the token of a [`Snapshot`](crate::Snapshot): whether another
+//! process had asked for it. A program that starts and finds a token is the first to tell. A store that fails is a warning.
+//!
 //! # What is stored, and who can do what with it
 //!
-//! The token, its lifetime and its age, sealed with AES-256-GCM (RFC 5116) under a key that HKDF-SHA-256 (RFC 5869) derives from
+//! The token and its lifetime, sealed with AES-256-GCM (RFC 5116) under a key that HKDF-SHA-256 (RFC 5869) derives from
 //! the client secret. Bound to that are the format, the fence, the base URL's origin and the client ID.
 //!
 //! 1. Who reads the store learns when tokens are asked for and how long they are, and neither a token nor whose it is: the name
 //!    of an entry is derived from the secret, too.
-//! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end, and take leases away, so that
-//!    they use up the account's token requests.
+//! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end; or take leases away, so
+//!    that each process asks for itself, within its own budget.
 //! 3. He cannot bring in a token of his own or another account's.
-//! 4. He can put back an entry that was there, with its fence, and say it is younger than it is: a process that looks for a token adopts
-//!    it. If it is dead, the API rejects it, and the process asks for one itself.
+//! 4. He can put back an entry that was there before, and say it is younger than it is: a process that looks for a token adopts it. If
+//!    the token is dead, the API rejects it, and the process asks for one itself.
 //! 5. Who has the secret can read all of it. He could as well ask for a token.
 //! 6. A secret that was changed leaves its entries unread behind. A token of the old one lives on at APSIS One as long as that says.
 //! 7. What was published is overwritten by the next, not wiped: a store that keeps its history keeps old tokens, sealed.
@@ -62,10 +74,15 @@ use tower::BoxError;
 /// own, and nobody who reads it learns a token.
 ///
 /// A store holds for each name the newest entry, the lease of the one process that is asking for a token, and the attempts
-/// of the last minute. An operation that fails or takes longer than a second makes the process go on alone, and is no
-/// failure of a request.
+/// of the last minute. An operation that fails or panics makes the process go on alone, and is no failure of a request. So does
+/// one that takes longer than a second, or an eighth of a flight where that is less; its future is dropped then, wherever it is. A lease
+/// that was granted and not heard of ends by itself, and its owner may ask for another one before.
 ///
-/// For one process, without a fleet:
+/// A name is 32 hexadecimal digits. What is sealed is some thirty bytes longer than the token, about 700 in all. Fences are more than 0;
+/// an owner may be any number.
+///
+/// All of it, in the memory of one process. A store for several keeps the same where they all reach it, with moments by one clock, and
+/// each operation in one step:
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::{Duration, Instant}};
@@ -198,7 +215,7 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Whatever kept the lease from being granted.
     fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send;
 
-    /// Stores an entry and ends the lease. An entry of a lease with a lower fence than the last one granted or published is
+    /// Stores an entry and ends the lease, if that is still this one's. An entry of a lease with a lower fence than the last one granted or published is
     /// dropped, which is no error; so is a second one of the same fence.
     ///
     /// `lifetime` is how long the entry is of use to anybody; it may be kept longer.
@@ -335,7 +352,7 @@ pub enum Leasing {
     Held {
         /// Its fence.
         fence: u64,
-        /// Until its end, where that is known.
+        /// Until its end, or what is known of that: it is only traced.
         left: Duration,
     },
     /// No attempt of anybody for now.

@@ -43,14 +43,18 @@ struct Options {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
     processes: u16,
     /// How long they run; in the middle all tokens are revoked
-    #[arg(long, value_name = "SECONDS", default_value_t = 8)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..))]
     seconds: u32,
     /// What they share their token through: a folder, or none [default: a folder that is removed again]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = store)]
     store: Option<String>,
     /// What each process is started with
     #[arg(long, hide = true)]
     worker: Option<String>,
+}
+
+fn store(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() || text.contains("://") { Err("it is a folder, or none") } else { Ok(text.to_owned()) }
 }
 
 #[tokio::main]
