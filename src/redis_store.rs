@@ -257,9 +257,10 @@ local function keep(key, lifetime)
     if redis.call('PTTL', key) < lifetime then redis.call('PEXPIRE', key, text(lifetime)) end
 end
 
-local function count(fence, counts)
-    redis.call('ZADD', attempts, text(now + counts), fence)
-    keep(attempts, counts)
+-- Only one that counts already ends anew.
+local function end_attempt(fence)
+    redis.call('ZADD', attempts, 'XX', text(now + window), fence)
+    keep(attempts, window)
 end
 
 -- That of this fence, and nobody else's. When it was granted.
@@ -315,7 +316,8 @@ redis.call('HSET', account, 'fence', fence, 'lease', fence, 'owner', owner, 'gra
 keep(account, lasts + window)
 redis.call('ZREMRANGEBYSCORE', attempts, '-inf', text(now))
 redis.call('ZREMRANGEBYSCORE', attempts, '(' .. last, '+inf')
-count(fence, lasts + window)
+redis.call('ZADD', attempts, text(now + lasts + window), fence)
+keep(attempts, lasts + window)
 return { 'granted', fence }
 "
 );
@@ -326,7 +328,7 @@ const PUBLISH: &str = script!(
 local fence, sealed, lifetime = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local since = end_lease(fence) or math.min(now, tonumber(fence))
-count(fence, window)
+end_attempt(fence)
 if tonumber(fence) < stored('fence') or tonumber(fence) == stored('entry') then return {} end
 redis.call('HSET', account, 'fence', fence, 'entry', fence, 'sealed', sealed, 'since', text(since))
 keep(account, math.max(lifetime, window))
@@ -340,7 +342,7 @@ const RELEASE: &str = script!(
 local fence, pause, refused = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 end_lease(fence)
-count(fence, window)
+end_attempt(fence)
 if pause > left('paused_until', longest_pause) then
     redis.call('HSET', account, 'paused_until', text(now + pause), 'refused_with', refused)
     keep(account, pause)

@@ -146,13 +146,13 @@ use tower::BoxError;
 ///         if let Some(Held { fence, end, .. }) = held {
 ///             return Ok(Leasing::Held { fence, left: end - now });
 ///         }
-///         if let Some((end, refused_with)) = account.paused.filter(|&(end, _)| end > now) {
-///             return Ok(Leasing::Paused(Pause::new(end - now, refused_with)));
-///         }
 ///         account.attempts.retain(|&(_, end)| end > now);
-///         if account.attempts.len() >= request.attempts_per_minute() as usize {
-///             let first = account.attempts.iter().map(|&(_, end)| end).min();
-///             return Ok(Leasing::Paused(Pause::new(first.map_or(MINUTE, |end| end - now), None)));
+///         account.attempts.sort_by_key(|&(_, end)| end);
+///         let place = account.attempts.len().checked_sub(request.attempts_per_minute() as usize);
+///         let full = place.and_then(|place| account.attempts.get(place)).map(|&(_, end)| (end, None));
+///         let said = account.paused.filter(|&(end, _)| end > now);
+///         if let Some((end, refused_with)) = [full, said].into_iter().flatten().max_by_key(|&(end, _)| end) {
+///             return Ok(Leasing::Paused(Pause::new(end - now, refused_with)));
 ///         }
 ///         // Where the memory is lost with the process, the fence has to come from a clock.
 ///         account.fence += 1;
@@ -204,9 +204,9 @@ pub trait TokenStore: Send + Sync + 'static {
     ///    [`newer_than`](LeaseRequest::newer_than).
     /// 2. [`Held`](Leasing::Held), if there is a lease that neither ended nor was given back, unless it is this
     ///    [`owner`](LeaseRequest::owner)'s.
-    /// 3. [`Paused`](Leasing::Paused), if a pause is not over, or if as many attempts as
-    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count. An attempt counts from its lease until a minute after
-    ///    it was published or given back, or else until a minute after the end of its lease.
+    /// 3. [`Paused`](Leasing::Paused), if a pause is not over, or until fewer attempts than
+    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count, whichever is longer. An attempt counts from its lease until a
+    ///    minute after it was published or given back, or else until a minute after the end of its lease.
     /// 4. [`Granted`](Leasing::Granted), with a fence that is higher than any that was granted or published under this name. A store
     ///    that may lose its memory takes the fence from its clock: at least the milliseconds since 1970, and more than the last.
     ///

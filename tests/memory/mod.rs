@@ -193,12 +193,13 @@ impl Account {
             return Leasing::Held { fence, left: end - now };
         }
         self.attempts.retain(|&(_, end)| end > now);
-        if let Some((end, refused_with)) = self.paused_until.filter(|&(end, _)| end > now) {
+        let mut ends: Vec<_> = self.attempts.iter().map(|&(_, end)| end).collect();
+        ends.sort_unstable();
+        let place = ends.len().checked_sub(request.attempts_per_minute() as usize);
+        let full = place.map(|place| (ends[place], None));
+        let said = self.paused_until.filter(|&(end, _)| end > now);
+        if let Some((end, refused_with)) = [full, said].into_iter().flatten().max_by_key(|&(end, _)| end) {
             return Leasing::Paused(Pause::new(end - now, refused_with));
-        }
-        if self.attempts.len() >= request.attempts_per_minute() as usize {
-            let end = self.attempts.iter().map(|&(_, end)| end).min().unwrap();
-            return Leasing::Paused(Pause::new(end - now, None));
         }
         self.fence = self.clock.max(self.fence + 1);
         let end = now + request.lasts();
