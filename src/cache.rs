@@ -218,7 +218,7 @@ impl TokenCache {
         }
         if let Want::Newer(_, kind) = want
             && let Some(until) = state.ladders.of(kind).cooling_at(now)
-            && !self.may_look(&mut state, now)
+            && (state.grounding(now).is_some() || !self.may_look(&mut state, now))
         {
             return Err(AuthError::CoolingDown { retry_at: RetryAt(until) });
         }
@@ -265,7 +265,7 @@ impl TokenCache {
         let lands_by = Instant::now() + self.limits.flight;
         let number = state.number_of_next_flight();
         let (flight, outcome) = Flight::new(self, number, reason, lands_by);
-        let current = CurrentFlight { number, outcome, lands_by };
+        let current = CurrentFlight { number, outcome, lands_by, is_forced: reason == Reason::Forced };
         state.begin_flight(current.clone());
         drop(state);
         // A runtime that is shutting down drops the flight at once; a dropped flight lands, which takes the lock.

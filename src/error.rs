@@ -31,7 +31,7 @@ pub enum AuthError {
     /// The token endpoint gave an answer that asking again does not change: 400, 401, 403 and their like.
     ///
     /// Check the client ID and secret, that the API key still exists, and the region. The endpoint is asked again at
-    /// `retry_at`, in case the key was mended.
+    /// `retry_at`, in case the key was mended. With a token store it may have been another process that asked.
     #[error("{url} refused a token with {status}{}; {}", in_parentheses(code.as_deref()), advice(*status, code.as_deref()))]
     #[non_exhaustive]
     Refused {
@@ -40,7 +40,7 @@ pub enum AuthError {
         /// What it answered.
         status: StatusCode,
         /// The OAuth `error` code of the answer (RFC 6749 §5.2), if it had one: at most 64 letters, digits, `_`, `-`
-        /// and `.`.
+        /// and `.`. Not known of what another process was answered.
         code: Option<Arc<str>>,
         /// When it may be asked again.
         retry_at: RetryAt,
@@ -73,8 +73,8 @@ pub enum AuthError {
         /// When there is room for one.
         retry_at: RetryAt,
     },
-    /// No process of the fleet asks for a token now: the account's token endpoint asked one of them to wait or refused it, or
-    /// they have used up their budget together. Only with a token store.
+    /// No process of the fleet asks for a token now: the token endpoint asked one of them to wait, or failed a few seconds ago, or they
+    /// have used up their budget together. Only with a token store.
     #[error("no process that shares the token store may ask for a token now")]
     #[non_exhaustive]
     Paused {

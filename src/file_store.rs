@@ -43,10 +43,11 @@ const LARGEST_FILE: u64 = 1024 * 1024;
 /// | --- | --- |
 /// | `….json` | What is stored. It is replaced as a whole, by a rename: who reads it finds what was there before or what is there now. |
 /// | `….lock` | Locked by whoever changes that, for as long as it takes. |
-/// | `….lease` | Locked by the process that asks for a token: the system unlocks it when the process dies, and another one asks at once. |
+/// | `….lease` | Locked by the process that asks for a token. When it dies, the system unlocks it, and another one asks at once. |
 ///
-/// The locks are never replaced, and nobody blocks on them. A lease ends by itself as well, by the clock of the machine: one of a process
-/// that was stopped (`SIGSTOP`, a debugger), or whose runtime is not driven.
+/// The locks are never replaced, and nobody blocks on them. A lease ends by itself as well, by the clock of the machine: one of a
+/// process that was stopped (`SIGSTOP`, a debugger), or whose runtime is not driven. While such a one keeps the lock, the leases of
+/// others have none, and end by the clock alone.
 ///
 /// The processes have to run as the same user, and the folder has to be on a disk of this machine: locks of network file systems
 /// are not to be relied on. Where it cannot be written to, the processes go on alone; what can be read there is used. Files of
@@ -105,11 +106,11 @@ impl TokenStore for FileStore {
     }
 
     async fn publish(&self, name: &str, lease: Lease, sealed: Bytes, _: Duration) -> Result<(), BoxError> {
-        self.run(name, move |account| account.change(|contents| contents.publish(lease.fence(), &sealed))).await
+        self.run(name, move |account| account.change(lease, |contents, fence| contents.publish(fence, &sealed))).await
     }
 
     async fn release(&self, name: &str, lease: Lease, pause: Pause) -> Result<(), BoxError> {
-        self.run(name, move |account| account.change(|contents| contents.release(lease.fence(), pause))).await
+        self.run(name, move |account| account.change(lease, |contents, fence| contents.release(fence, pause))).await
     }
 }
 
@@ -194,11 +195,14 @@ impl Account {
         }))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Contents)) -> io::Result<()> {
+    fn change(&self, lease: Lease, change: impl FnOnce(&mut Contents, u64)) -> io::Result<()> {
         let _changing = self.lock_to_change()?;
         let mut contents = self.read()?;
-        change(&mut contents);
-        self.write(&contents)
+        change(&mut contents, lease.fence());
+        let written = self.write(&contents);
+        // Before the other lock: whoever is granted a lease next has to find this one free.
+        drop(lease);
+        written
     }
 
     /// What cannot be understood is as good as nothing.
@@ -329,8 +333,9 @@ impl Contents {
         let per_minute = usize::try_from(attempts_per_minute).unwrap_or(usize::MAX);
         let frees = self.attempts.len().checked_sub(per_minute).and_then(|place| self.attempts.get(place));
         let full = frees.and_then(|&(_, end)| left(end, now, LONGEST_LEASE + WINDOW));
-        let full = full.map(|left| Pause::new(left, None));
-        [full, self.said_pause(now)].into_iter().flatten().max_by_key(Pause::lasts)
+        let said = self.said_pause(now);
+        let lasts = full.max(said.as_ref().map(Pause::lasts))?;
+        Some(Pause::new(lasts, said.and_then(|said| said.refused_with())))
     }
 
     fn said_pause(&self, now: u64) -> Option<Pause> {

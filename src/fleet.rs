@@ -137,32 +137,34 @@ impl Fleet {
         self.operation_timeout
     }
 
-    /// What an operation brings, within its limit; `None` if it fails or panics, which is said once.
-    async fn limited<T>(
-        &self,
-        operation: &'static str,
-        has_failed: &AtomicBool,
-        running: impl Future<Output = Result<T, BoxError>>,
-    ) -> Option<T> {
+    /// What an operation brings, within its limit. A panic is an error as any other.
+    async fn limited<T>(&self, running: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let mut running = pin!(running);
         let caught = poll_fn(|context| {
             catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(context)))
                 .unwrap_or_else(|_| Poll::Ready(Err("it panicked".into())))
         });
-        let error = match timeout(self.operation_timeout, caught).await {
-            Ok(Ok(done)) => {
+        match timeout(self.operation_timeout, caught).await {
+            Ok(done) => done,
+            Err(_) => Err(format!("no answer within {:?}", self.operation_timeout).into()),
+        }
+    }
+
+    /// `None` for what failed. That is said once, and once more when it is over.
+    fn heard<T>(operation: &'static str, has_failed: &AtomicBool, result: Result<T, BoxError>) -> Option<T> {
+        match result {
+            Ok(done) => {
                 if has_failed.swap(false, Ordering::Relaxed) {
                     tracing::info!(operation, "the token store answers again");
                 }
                 return Some(done);
             }
-            Ok(Err(error)) => error,
-            Err(_) => format!("no answer within {:?}", self.operation_timeout).into(),
-        };
-        if has_failed.swap(true, Ordering::Relaxed) {
-            tracing::debug!(operation, error = %Chain(&*error), "the token store fails");
-        } else {
-            tracing::warn!(operation, error = %Chain(&*error), "the token store fails; going on alone");
+            Err(error) if has_failed.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(operation, error = %Chain(&*error), "the token store fails");
+            }
+            Err(error) => {
+                tracing::warn!(operation, error = %Chain(&*error), "the token store fails; going on alone");
+            }
         }
         None
     }
@@ -219,24 +221,35 @@ impl Fleet {
         self.longest_refusal.store(0, Ordering::Relaxed);
     }
 
+    async fn load(&self) -> Option<Option<Entry>> {
+        Self::heard("load", &self.fails_to_read, self.limited(self.store.load(self.seal.name())).await)
+    }
+
     /// Asks once more if that fails: a lease that was granted and not heard of would keep everybody from one, and its owner is
     /// given another.
     async fn lease(&self, request: &LeaseRequest) -> Option<Leasing> {
-        let ask =
-            async || self.limited("lease", &self.fails_to_write, self.store.lease(self.seal.name(), request)).await;
-        match ask().await {
-            None => ask().await,
+        let ask = || self.limited(self.store.lease(self.seal.name(), request));
+        let result = match ask().await {
+            Err(error) => {
+                tracing::debug!(error = %Chain(&*error), "the token store did not answer; asking for a lease once more");
+                let again = ask().await;
+                // The attempt that it waits for may be its own, which nobody makes.
+                let is_paused = matches!(&again, Ok(Leasing::Paused(pause)) if pause.refused_with().is_none());
+                if is_paused { Err(error) } else { again }
+            }
             heard => heard,
-        }
+        };
+        Self::heard("lease", &self.fails_to_write, result)
     }
 
     async fn publish(&self, lease: Lease, sealed: Bytes, lifetime: Duration) {
-        self.limited("publish", &self.fails_to_write, self.store.publish(self.seal.name(), lease, sealed, lifetime))
-            .await;
+        let publishing = self.store.publish(self.seal.name(), lease, sealed, lifetime);
+        Self::heard("publish", &self.fails_to_write, self.limited(publishing).await);
     }
 
     async fn release(&self, lease: Lease, pause: Pause) {
-        self.limited("release", &self.fails_to_write, self.store.release(self.seal.name(), lease, pause)).await;
+        let releasing = self.store.release(self.seal.name(), lease, pause);
+        Self::heard("release", &self.fails_to_write, self.limited(releasing).await);
     }
 }
 
@@ -244,8 +257,7 @@ impl Turn {
     /// Begins with a look at what there is. For a flight that was forced, only what is published from here on will do.
     pub(crate) async fn begin(&mut self, is_forced: bool, clock: &Clock) -> Option<IssuedToken> {
         let asked = clock.now();
-        let loading = self.fleet.store.load(self.fleet.seal.name());
-        let Some(entry) = self.fleet.limited("load", &self.fleet.fails_to_read, loading).await else {
+        let Some(entry) = self.fleet.load().await else {
             self.is_alone = true;
             return None;
         };
@@ -278,10 +290,12 @@ impl Turn {
                 }
                 Leasing::Paused(pause) => {
                     let left = pause.lasts().clamp(poll, LONGEST_PAUSE);
-                    if pause.refused_with().is_some() {
+                    // Nothing else is a refusal, whatever is stored.
+                    let refused_with = pause.refused_with().filter(StatusCode::is_client_error);
+                    if refused_with.is_some() {
                         fleet.was_refused_for(left);
                     }
-                    return Permit::Wait(asked.monotonic + left, pause.refused_with());
+                    return Permit::Wait(asked.monotonic + left, refused_with);
                 }
                 // It would be offered again and again.
                 Leasing::Newer(entry) if entry.fence() <= self.newer_than => self.unreadable += 1,
@@ -309,9 +323,10 @@ impl Turn {
     /// of it even if the flight is dropped meanwhile: whoever holds a lease and is gone keeps them waiting for its end.
     pub(crate) async fn end(&self, lease: Option<Lease>, result: &mut Result<IssuedToken, FlightError>, clock: &Clock) {
         let Some(lease) = lease else {
-            // What was adopted before is older, and still done with.
-            if let (Ok(token), Some(own)) = (result, &self.own) {
-                token.fence = own.fence();
+            if let Ok(token) = result {
+                self.fleet.forget_refusals();
+                // What was adopted before is older, and still done with.
+                token.fence = self.own.as_ref().and_then(|own| own.fence());
             }
             return;
         };

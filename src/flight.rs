@@ -96,15 +96,19 @@ impl Flight {
         {
             return Ok(token);
         }
-        let mut failed = 0;
+        let (mut failed, mut last) = (0, None);
         loop {
             let result = match &mut turn {
-                Some(turn) => self.attempt_in_turn(turn, &source, &clock, &limits).await,
+                Some(turn) => self.attempt_in_turn(turn, last.is_some(), &source, &clock, &limits).await,
                 None => self.attempt(&source, &clock, &limits, self.lands_by).await,
             };
-            let failure = match result {
-                Err(FlightError::Failed(failure)) => failure,
-                ended => return ended,
+            let failure = match (result, last) {
+                (Err(FlightError::Failed(failure)), _) => failure,
+                // That there is no room for another attempt says less than what the last one came to.
+                (Err(FlightError::Paused(_, None) | FlightError::NoRoom(_)), Some(last)) => {
+                    return Err(FlightError::Failed(last));
+                }
+                (ended, _) => return ended,
             };
             failed += 1;
             tracing::debug!(attempt = failed, failure = %failure.kind, "token request failed");
@@ -112,6 +116,7 @@ impl Flight {
                 Some(at) => sleep_until(at).await,
                 None => return Err(FlightError::Failed(failure)),
             }
+            last = Some(failure);
         }
     }
 
@@ -119,6 +124,7 @@ impl Flight {
     async fn attempt_in_turn(
         &self,
         turn: &mut Turn,
+        has_failed: bool,
         source: &TokenEndpoint,
         clock: &Clock,
         limits: &Limits,
@@ -128,17 +134,18 @@ impl Flight {
             let cache = self.cache.upgrade().ok_or(FlightError::Interrupted)?;
             (cache.room_at(), cache.grounded_until(), cache.cooling_until(self.reason), cache.fleets_operation())
         };
-        // This was a look, and there was nothing.
+        // It was to look, and there was nothing.
         if let Some(until) = cooling_until {
             return Err(FlightError::Cooling(until));
         }
         if let Some(until) = grounded_until.filter(|_| !is_forced) {
             return Err(FlightError::Paused(until, None));
         }
-        // Without room for an attempt of its own it takes no lease from those who have it. Who forces an attempt waits for it here; the
-        // others land, and whoever can wait comes back.
+        // Without room for an attempt of its own it takes no lease from those who have it. A flight that is forced, or has asked already,
+        // waits for room; another one lands, and whoever can wait comes back.
+        let waits = is_forced || has_failed;
         match room_at {
-            Some(room_at) if is_forced && self.is_worth_waiting_for(room_at, limits) => sleep_until(room_at).await,
+            Some(room_at) if waits && self.is_worth_waiting_for(room_at, limits) => sleep_until(room_at).await,
             Some(room_at) => return Err(FlightError::NoRoom(room_at)),
             None => {}
         }
@@ -146,7 +153,10 @@ impl Flight {
             match timeout_at(self.lands_by, turn.permit(clock)).await {
                 Ok(Permit::Adopt(token)) => return Ok(token),
                 Ok(Permit::Ask(lease)) => break lease,
-                Ok(Permit::Wait(until, None)) if is_forced && self.is_worth_waiting_for(until, limits) => {
+                Ok(Permit::Wait(until, refused_with))
+                    if (is_forced || has_failed && refused_with.is_none())
+                        && self.is_worth_waiting_for(until, limits) =>
+                {
                     sleep_until(until).await;
                 }
                 Ok(Permit::Wait(until, refused_with)) => return Err(FlightError::Paused(until, refused_with)),

@@ -61,8 +61,8 @@ impl TokenHandle {
     /// token request under way.
     ///
     /// It does not wait for the end of a back-off, but for room in the budget of token requests, and for a pause of all the
-    /// processes that share a token store. The endpoint may
-    /// return the same token; then its [generation](AccessToken::generation) is the same.
+    /// processes that share a token store, if that ends within a flight. The endpoint may return the same token; then its
+    /// [generation](AccessToken::generation) is the same.
     ///
     /// # Errors
     ///

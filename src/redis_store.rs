@@ -306,7 +306,7 @@ local over, counted = redis.call('ZCOUNT', attempts, '-inf', text(now)), redis.c
 if counted >= per_minute then
     local place = over + counted - per_minute
     local frees = (redis.call('ZRANGE', attempts, place, place, 'WITHSCORES')[2] or now + window) - now
-    if frees > paused then paused, refused = frees, 0 end
+    paused = math.max(paused, frees)
 end
 if paused > 0 then return { 'paused', text(paused), text(refused) } end
 

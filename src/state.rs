@@ -34,6 +34,7 @@ pub(crate) struct CurrentFlight {
     pub(crate) outcome: watch::Receiver<Option<Outcome>>,
     /// It lands by then, unless its runtime is not driven.
     pub(crate) lands_by: Instant,
+    pub(crate) is_forced: bool,
 }
 
 /// No flight before a given moment, and why.

@@ -22,19 +22,20 @@
 //!
 //! Attempts count in the store, so that the budget of token requests is the fleet's; each process counts its own as well. If the
 //! account is told to wait, all its processes wait. If its key is refused, all of them fail their requests at once and say why, and
-//! one asks again after 30 s, a minute, two, and then every four. A process that may not ask for now still looks into the store every
-//! 5 s, as long as requests come.
+//! one asks again after 30 s. Processes that run on wait longer each time, up to 4 min. A process that may not ask for now still looks
+//! into the store every 5 s, as long as requests come.
 //!
 //! # When the store fails
 //!
 //! An operation that fails or takes too long, a second or an eighth of a flight, lets the process go on alone: it asks by itself,
-//! within its own budget. That is said once, as a warning, and once more by the first flight that finds the store well again. A store's
+//! within its own budget. A lease is asked for twice, or one that was granted and not heard of would keep the others from theirs. That
+//! the store fails is said once, as a warning, and once more by the first flight that finds the store well again. A store's
 //! failure is no request's, as long as a request may wait a few seconds more for its token, and a request with a good token at hand
 //! never goes to the store. A store that is replaced by an empty one costs at most one more token request. Processes that are alone
 //! do not keep to one budget together: while the store is down, each has its own.
 //!
-//! Whoever waits for the lease of a process that died waits for its end: 17 s by default. Where a request may not wait that long,
-//! it fails, and a later one is served.
+//! Whoever waits for the lease of a process that died waits for its end, 17 s by default, unless the store sees the death, as a folder
+//! does. Where a request may not wait that long, it fails, and a later one is served.
 //!
 //! A process may adopt a token that died since it was stored. Its request is then sent twice and rejected twice, which the caller
 //! sees; the next one is given a new token.
@@ -51,8 +52,8 @@
 //!
 //! 1. Who reads the store learns when tokens are asked for and how long they are, and neither a token nor whose it is: the name
 //!    of an entry is derived from the secret, too.
-//! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end; or take leases away, so
-//!    that each process asks for itself, within its own budget.
+//! 2. Who writes to it can keep the processes from a token they do not have yet, by pauses that do not end, as if they were refused;
+//!    or take leases away, so that each process asks for itself, within its own budget.
 //! 3. He cannot bring in a token of his own or another account's.
 //! 4. He can put back an entry that was there before, and say it is younger than it is: a process that looks for a token adopts it. If
 //!    the token is dead, the API rejects it, and the process asks for one itself.
@@ -74,8 +75,8 @@ use tower::BoxError;
 /// own, and nobody who reads it learns a token.
 ///
 /// A store holds for each name the newest entry, the lease of the one process that is asking for a token, and the attempts
-/// of the last minute. An operation that fails or panics makes the process go on alone, and is no failure of a request. So does
-/// one that takes longer than a second, or an eighth of a flight where that is less; its future is dropped then, wherever it is. A lease
+/// of the last minute. An operation that fails or panics makes the process go on alone (a lease, the second time), and is no failure of
+/// a request. So does one that takes longer than a second, or an eighth of a flight where that is less; its future is dropped then, wherever it is. A lease
 /// that was granted and not heard of ends by itself, and its owner may ask for another one before.
 ///
 /// A name is 32 hexadecimal digits. What is sealed is some thirty bytes longer than the token, about 700 in all. Fences are more than 0;
@@ -149,10 +150,10 @@ use tower::BoxError;
 ///         account.attempts.retain(|&(_, end)| end > now);
 ///         account.attempts.sort_by_key(|&(_, end)| end);
 ///         let place = account.attempts.len().checked_sub(request.attempts_per_minute() as usize);
-///         let full = place.and_then(|place| account.attempts.get(place)).map(|&(_, end)| (end, None));
+///         let full = place.and_then(|place| account.attempts.get(place)).map(|&(_, end)| end);
 ///         let said = account.paused.filter(|&(end, _)| end > now);
-///         if let Some((end, refused_with)) = [full, said].into_iter().flatten().max_by_key(|&(end, _)| end) {
-///             return Ok(Leasing::Paused(Pause::new(end - now, refused_with)));
+///         if let Some(end) = full.max(said.map(|(end, _)| end)) {
+///             return Ok(Leasing::Paused(Pause::new(end - now, said.and_then(|(_, status)| status))));
 ///         }
 ///         // Where the memory is lost with the process, the fence has to come from a clock.
 ///         account.fence += 1;
@@ -205,7 +206,8 @@ pub trait TokenStore: Send + Sync + 'static {
     /// 2. [`Held`](Leasing::Held), if there is a lease that neither ended nor was given back, unless it is this
     ///    [`owner`](LeaseRequest::owner)'s.
     /// 3. [`Paused`](Leasing::Paused), if a pause is not over, or until fewer attempts than
-    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count, whichever is longer. An attempt counts from its lease until a
+    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count, whichever is longer; with the status of the pause, if that is
+    ///    not over. An attempt counts from its lease until a
     ///    minute after it was published or given back, or else until a minute after the end of its lease.
     /// 4. [`Granted`](Leasing::Granted), with a fence that is higher than any that was granted or published under this name. A store
     ///    that may lose its memory takes the fence from its clock: at least the milliseconds since 1970, and more than the last.

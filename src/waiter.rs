@@ -89,9 +89,10 @@ impl TokenCache {
                             let outcome = outcome.ok().and_then(|outcome| outcome.clone());
                             match outcome.unwrap_or(Err(AuthError::Interrupted)) {
                                 // No attempt was made: whether that is worth waiting for is decided by the look at what there is.
-                                Err(AuthError::OutOfBudget { .. } | AuthError::Paused { .. }) if !want.is_forced() => {}
-                                // It was started by a rejection, and only to look.
-                                Err(AuthError::CoolingDown { .. }) if !matches!(want, Want::Newer(..)) => {}
+                                Err(AuthError::OutOfBudget { .. } | AuthError::Paused { .. })
+                                    if !(want.is_forced() && flight.is_forced) => {}
+                                // It was started by a rejection, and only to look. Others may have other ladders, or none.
+                                Err(AuthError::CoolingDown { .. }) => {}
                                 outcome => return want.accept(outcome?),
                             }
                         }

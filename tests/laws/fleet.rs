@@ -401,6 +401,22 @@ async fn an_attempt_ends_before_its_flight_so_that_the_store_is_told_within_it()
     .await;
 }
 
+/// Whatever the budget says of the attempt that nobody makes.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_hear_of_the_only_lease_of_a_minute_asks_alone() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let builder = world.builder().store(store.clone()).token_requests_per_minute(1);
+        let handle = builder.build().unwrap().handle();
+        store.set(Condition::Deaf);
+        let asking = tokio::spawn(async move { handle.get().await });
+        sleep(SECOND / 2).await;
+        store.set(Condition::Well);
+        asking.await.unwrap().unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_does_not_hear_of_its_lease_asks_for_another_one_and_shares_what_it_brings() {
     limited(async {
@@ -939,6 +955,71 @@ async fn a_forced_renewal_waits_for_room_and_for_a_pause_if_that_is_not_too_long
     .await;
 }
 
+/// As without a store: who asks climbs its back-off, and says what is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_token_endpoint_that_is_down_for_long_is_asked_less_often_and_the_error_says_why() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.set_token_limit(1_000);
+        world.apsis.script_token_answers(vec![Answer::status(StatusCode::SERVICE_UNAVAILABLE); 10_000]);
+        let attempts = Attempts::default();
+        let builder = world.builder().transport(attempts.before(world.apsis.clone())).random(fastrand::f64);
+        let handle = builder.token_requests_per_minute(10).store(store).build().unwrap().handle();
+        let (started, mut paused) = (Instant::now(), 0);
+        while started.elapsed() < HOUR {
+            match handle.get().await.unwrap_err() {
+                // Or it came late, and could wait no longer.
+                AuthError::Unavailable { .. } | AuthError::TimedOut { .. } => {}
+                AuthError::Paused { .. } => paused += 1,
+                other => panic!("{other:?}"),
+            }
+            advance(5 * SECOND).await;
+        }
+        let asked = attempts.all().len();
+        assert!(paused == 0 && (60..6 * 60).contains(&asked), "{asked} attempts in an hour, {paused} pauses");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_in_vain_and_may_not_ask_again_says_what_it_was_told() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        world.apsis.script_token_answers([Answer::status(StatusCode::SERVICE_UNAVAILABLE)]);
+        let handle = process(&world, &store, 0).handle();
+        let asking = tokio::spawn(async move { handle.get().await });
+        sleep(SECOND / 2).await;
+        store.change(|account| account.pause(5 * MINUTE));
+        let error = asking.await.unwrap().unwrap_err();
+        assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
+    })
+    .await;
+}
+
+/// Its own flight waits for the end of a short pause; that of another reason does not.
+#[tokio::test(start_paused = true)]
+async fn a_forced_renewal_that_joined_another_flight_makes_one_of_its_own_if_that_made_no_attempt() {
+    limited(async {
+        let (world, store) = (World::new(), Memory::default());
+        let handle = process(&world, &store, 0).handle();
+        handle.get().await.unwrap();
+        advance(25 * HOUR).await;
+        store.change(|account| {
+            account.hold(SECOND);
+            account.pause(5 * SECOND);
+        });
+        let cold = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.get().await }
+        });
+        sleep(SECOND / 2).await;
+        handle.renew().await.unwrap();
+        cold.await.unwrap().unwrap();
+        assert_eq!(world.token_requests(), 2);
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_token_endpoint_that_is_down_for_seconds_fails_no_request_of_a_cold_fleet() {
     limited(async {
@@ -1302,6 +1383,23 @@ async fn while_a_ladder_cools_what_another_process_brought_is_looked_for_every_f
         assert_eq!(looking.await.unwrap().status(), StatusCode::FORBIDDEN);
         store.set(Condition::Well);
         let requests = requests + 1;
+
+        // Nor is who was rejected in another way.
+        sleep(5 * SECOND).await;
+        let looking = tokio::spawn({
+            let client = client.clone();
+            async move { send(&client, get("/audience/forbidden")).await.unwrap() }
+        });
+        store.set(Condition::Silent);
+        sleep(SECOND / 2).await;
+        world.apsis.set_dialect(Dialect::Unauthorized);
+        world.apsis.revoke_tokens();
+        assert_eq!(send(&client, keyspaces()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(looking.await.unwrap().status(), StatusCode::FORBIDDEN);
+        world.apsis.set_dialect(Dialect::Gateway);
+        store.set(Condition::Well);
+        let requests = requests + 1;
+        assert_eq!(world.token_requests(), requests);
 
         // The token dies, and another process is quicker.
         world.apsis.revoke_tokens();

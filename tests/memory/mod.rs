@@ -196,10 +196,10 @@ impl Account {
         let mut ends: Vec<_> = self.attempts.iter().map(|&(_, end)| end).collect();
         ends.sort_unstable();
         let place = ends.len().checked_sub(request.attempts_per_minute() as usize);
-        let full = place.map(|place| (ends[place], None));
+        let full = place.map(|place| ends[place]);
         let said = self.paused_until.filter(|&(end, _)| end > now);
-        if let Some((end, refused_with)) = [full, said].into_iter().flatten().max_by_key(|&(end, _)| end) {
-            return Leasing::Paused(Pause::new(end - now, refused_with));
+        if let Some(end) = full.max(said.map(|(end, _)| end)) {
+            return Leasing::Paused(Pause::new(end - now, said.and_then(|(_, refused_with)| refused_with)));
         }
         self.fence = self.clock.max(self.fence + 1);
         let end = now + request.lasts();
@@ -213,6 +213,11 @@ impl Account {
     pub(crate) fn hold(&mut self, lasts: Duration) {
         self.fence += 1;
         self.lease = Some((0, self.fence, Instant::now() + lasts));
+    }
+
+    /// Somebody was told to wait.
+    pub(crate) fn pause(&mut self, lasts: Duration) {
+        self.paused_until = Some((Instant::now() + lasts, None));
     }
 
     pub(crate) fn forget_pause(&mut self) {
