@@ -7,7 +7,7 @@
 //! | [`Phase::Leasing`], [`Phase::Waiting`] | the loop of `Turn::permit`: at the store, and asleep between two looks |
 //! | [`Phase::Asking`] | `Flight::attempt` |
 //! | [`Phase::Publishing`], [`Phase::Releasing`] | `Turn::end` |
-//! | `done_with`, `newer_than` | the fields of `Fleet` and `Turn` that are called so |
+//! | `done_with`, `newer_than` | `fence` of `Token`, and the field of `Turn` that is called so |
 //! | `attempts_left` | `Budget` |
 //!
 //! A process knows nothing of time but that it passes: it may be taken for dead, or find that it waited or was silent for too
