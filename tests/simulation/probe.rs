@@ -130,6 +130,8 @@ struct Issued {
     asked_wall: SystemTime,
     /// Until its margin.
     usable_for: Duration,
+    /// Another process was told of it, or sent it.
+    is_shared: bool,
 }
 
 impl Issued {
@@ -162,11 +164,13 @@ impl Seen {
         let latest = self.latest_token.as_ref().map_or(0, |latest| self.tokens[latest].generation);
         let is_new = self.latest_token.replace(token.clone()).is_none_or(|latest| latest != token);
         let generation = latest + u64::from(is_new);
-        // Each process goes by what it was told itself, or by what another one was told later. Of the same token the former may be more.
-        let others = self.tokens.get(&token).filter(|known| known.process != process);
+        // Each process goes by what it was told itself, or by what another one was told. Of the same token that may be more than what is
+        // told now.
+        let others = self.tokens.get(&token).filter(|known| known.process != process || known.is_shared);
+        let is_shared = others.is_some();
         let usable_for =
             others.map_or(usable_for, |known| usable_for.max(known.ends().saturating_duration_since(asked)));
-        self.tokens.insert(token, Issued { process, generation, asked, asked_wall, usable_for });
+        self.tokens.insert(token, Issued { process, generation, asked, asked_wall, usable_for, is_shared });
     }
 
     /// Token requests under way, of all processes.
@@ -537,10 +541,11 @@ impl Probe {
             return 0;
         };
         let mut seen = self.seen();
-        let Some(issued) = seen.tokens.get(token) else {
+        let Some(issued) = seen.tokens.get_mut(token) else {
             trace.broken(format_args!("request {id} was sent with a token that nobody issued"));
             return 0;
         };
+        issued.is_shared |= issued.process != self.process;
         if self.shared.is_at_once {
             self.check_age(id, issued);
         }
