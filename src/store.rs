@@ -75,9 +75,10 @@ use tower::BoxError;
 /// own, and nobody who reads it learns a token.
 ///
 /// A store holds for each name the newest entry, the lease of the one process that is asking for a token, and the attempts
-/// of the last minute. An operation that fails or panics makes the process go on alone (a lease, the second time), and is no failure of
-/// a request. So does one that takes longer than a second, or an eighth of a flight where that is less; its future is dropped then, wherever it is. A lease
-/// that was granted and not heard of ends by itself, and its owner may ask for another one before.
+/// of the last minute. An operation that fails or panics makes the process go on alone (a lease, the second time), and is
+/// no failure of a request. So does one that takes longer than a second, or an eighth of a flight where that is less; its
+/// future is dropped then, wherever it is. A lease that was granted and not heard of ends by itself, and its owner may ask
+/// for another one before.
 ///
 /// A name is 32 hexadecimal digits. What is sealed is some thirty bytes longer than the token, about 700 in all. Fences are more than 0;
 /// an owner may be any number.
@@ -206,9 +207,9 @@ pub trait TokenStore: Send + Sync + 'static {
     /// 2. [`Held`](Leasing::Held), if there is a lease that neither ended nor was given back, unless it is this
     ///    [`owner`](LeaseRequest::owner)'s.
     /// 3. [`Paused`](Leasing::Paused), if a pause is not over, or until fewer attempts than
-    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count, whichever is longer; with the status of the pause, if that is
-    ///    not over. An attempt counts from its lease until a
-    ///    minute after it was published or given back, or else until a minute after the end of its lease.
+    ///    [`attempts_per_minute`](LeaseRequest::attempts_per_minute) count, whichever is longer; with the status of the
+    ///    pause, if that is not over. An attempt counts from its lease until a minute after it was published or given back,
+    ///    or else until a minute after the end of its lease.
     /// 4. [`Granted`](Leasing::Granted), with a fence that is higher than any that was granted or published under this name. A store
     ///    that may lose its memory takes the fence from its clock: at least the milliseconds since 1970, and more than the last.
     ///
@@ -217,8 +218,8 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Whatever kept the lease from being granted.
     fn lease(&self, name: &str, request: &LeaseRequest) -> impl Future<Output = Result<Leasing, BoxError>> + Send;
 
-    /// Stores an entry and ends the lease, if that is still this one's. An entry of a lease with a lower fence than the last one granted or published is
-    /// dropped, which is no error; so is a second one of the same fence.
+    /// Stores an entry and ends the lease, if that is still this one's. An entry of a lease with a lower fence than the last
+    /// one granted or published is dropped, which is no error; so is a second one of the same fence.
     ///
     /// `lifetime` is how long the entry is of use to anybody; it may be kept longer.
     ///
